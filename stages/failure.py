@@ -1,0 +1,44 @@
+"""How a stage fails: one line that says what, where and what to do, and a non-zero exit.
+
+A stage raises `StageError` for what a person can mend and runs its main through `run`. `--debug`, or
+STAGES_DEBUG=1 in the environment, shows the traceback as well.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+
+class StageError(Exception):
+    """Something that the person at the keyboard can mend; the message is one line and names the remedy."""
+
+
+def run(name: str, main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
+    """Call `main` with the command line's arguments and return the process's exit code.
+
+    0 on success, 1 for a failure that the user can mend, 130 for Ctrl-C as shells expect. Any other
+    exception is a defect of the stage and keeps its traceback.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments or os.environ.get("STAGES_DEBUG", "") not in ("", "0")
+    try:
+        main([argument for argument in arguments if argument != "--debug"])
+    except StageError as error:
+        message, code = str(error), 1
+    except MemoryError:
+        message, code = "out of memory; close other programs or use a smaller batch_size", 1
+    except OSError as error:
+        # A full disk, a missing permission, a read-only folder: the system's words and the path say it all.
+        if error.errno is None:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        message, code = f"{where}{os.strerror(error.errno)}; free or correct that, then run again", 1
+    except KeyboardInterrupt:
+        message, code = "stopped by Ctrl-C", 130
+    else:
+        return 0
+    if debug:
+        traceback.print_exc()
+    print(f"{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return code
