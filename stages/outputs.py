@@ -43,7 +43,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` as JSON that git and `dvc metrics` read well: sorted keys, finite numbers, final newline.
+    """Write `content` as JSON that git and `dvc metrics` read well: sorted keys, a final newline.
 
     Raises `StageError` when a number is not finite: a NaN in a metric means that the run went wrong.
     """
@@ -61,7 +61,8 @@ def require_space(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < size:
         raise StageError(
-            f"{folder}: {size / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; make room and run again"
+            f"{folder}: {size / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; "
+            "make room and run again"
         )
 
 
