@@ -52,6 +52,11 @@ def load(path: Path, section: str, model: type[S]) -> S:
         raise _error(path, root, (section, *location), _explain(model, first) + more) from None
 
 
+def read(path: Path) -> dict[str, Any]:
+    """Return the values of the whole file, unvalidated; raises `StageError` when it is not sound YAML."""
+    return _read(path)[1]
+
+
 def _read(path: Path) -> tuple[yaml.MappingNode, dict[str, Any]]:
     """Parse the file into values, and into nodes, which keep the line and column that plain values lose."""
     try:
@@ -74,14 +79,10 @@ def _read(path: Path) -> tuple[yaml.MappingNode, dict[str, Any]]:
         raise StageError(f"{path}: not valid YAML: {error}; correct it") from None
 
 
-def _refuse_odd_keys(
-    path: Path, node: yaml.Node, location: Location, ancestors: tuple[yaml.Node, ...]
-) -> None:
+def _refuse_odd_keys(path: Path, node: yaml.Node, location: Location, ancestors: tuple[yaml.Node, ...]) -> None:
     """A key given twice would silently win over the first; a key that is not text cannot be a name."""
     if any(node is ancestor for ancestor in ancestors):
-        raise StageError(
-            f"{path}:{node.start_mark.line + 1}: {_dotted(location)}: an alias of what it stands in"
-        )
+        raise StageError(f"{path}:{node.start_mark.line + 1}: {_dotted(location)}: an alias of what it stands in")
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             _refuse_odd_keys(path, item, (*location, index), (*ancestors, node))
@@ -94,9 +95,7 @@ def _refuse_odd_keys(
             raise StageError(f"{path}:{line}: {_dotted(location) or 'the file'}: a key must be a plain name")
         name = _dotted((*location, key.value))
         if key.value in first:
-            raise StageError(
-                f"{path}:{line}: {name}: given twice, first in line {first[key.value]}; keep one"
-            )
+            raise StageError(f"{path}:{line}: {name}: given twice, first in line {first[key.value]}; keep one")
         first[key.value] = line
         _refuse_odd_keys(path, value, (*location, key.value), (*ancestors, node))
 

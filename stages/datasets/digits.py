@@ -32,9 +32,7 @@ def load() -> Dataset:
     content = path.read_bytes()
     found = hashlib.sha256(content).hexdigest()
     if found != SHA256:
-        raise StageError(
-            f"{path}: sha256 {SHA256} expected, {found} found; install the locked scikit-learn again"
-        )
+        raise StageError(f"{path}: sha256 {SHA256} expected, {found} found; install the locked scikit-learn again")
     table = np.loadtxt(gzip.decompress(content).decode().splitlines(), delimiter=",", dtype=np.uint8)
     images = np.rint(table[:, :64] * (255 / GREY_LEVELS)).astype(np.uint8).reshape(-1, 8, 8, 1)
     labels = table[:, 64]

@@ -1,0 +1,44 @@
+# One command each; every target sets up what it needs. `make help` lists them.
+
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PYTHONDONTWRITEBYTECODE := 1
+
+.PHONY: help setup demo repro test lint lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+
+setup: .venv/ready ## make the environment in .venv, from the lock
+
+# pip installs nothing whose hash is not in the lock.
+.venv/ready: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
+	    f"Python 3.11, 3.12 or 3.13 is needed (TensorFlow has no wheels for others), found %d.%d; name one: \
+	make $(MAKECMDGOALS) PYTHON=python3.12" % v)'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+demo: setup ## all four stages on the embedded digits, offline, in a folder of its own
+	$(BIN)/python -m tools.demo
+
+repro: setup ## the pipeline on CIFAR-10; reruns what changed
+	$(BIN)/python -m tools.check
+	$(BIN)/dvc repro
+	$(BIN)/python -m tools.metrics
+
+test: setup ## the tests
+	$(BIN)/python -m pytest
+
+lint: setup ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+lock: setup ## resolve the direct dependencies of pyproject.toml anew
+	$(BIN)/python -m tools.lock
+
+clean: ## remove what make and the tests made, not data, models or DVC's cache
+	rm -rf .venv demo logs .pytest_cache .mypy_cache .ruff_cache .hypothesis

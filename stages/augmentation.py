@@ -1,0 +1,44 @@
+"""Random changes of training images, in the graph: flips and shifts, drawn from (seed, step) alone."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pydantic import Field
+
+from stages.params import Section
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+class AugmentationParams(Section):
+    """The part of `train` in params.yaml that describes augmentation."""
+
+    flip: bool  # left to right, each image with probability one half
+    shift: int = Field(ge=0)  # pixels, at most, each way; the border is reflected
+
+
+def augment(params: AugmentationParams, images: tf.Tensor, seed: int, step: tf.Tensor) -> tf.Tensor:
+    """Return the batch changed: float32 (B, H, W, C), drawn anew for each step of the run.
+
+    The generator is stateless: a step repeated after a kill draws the same.
+    """
+    import tensorflow as tf  # here, because importing this module must not load it before `runtime.start`
+
+    batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+    step = tf.cast(step, tf.int32)
+    if params.flip:
+        flipped = tf.random.stateless_uniform([batch, 1, 1, 1], [2 * seed, step]) < 0.5
+        images = tf.where(flipped, tf.reverse(images, [2]), images)
+    if params.shift:
+        most = params.shift
+        padded = tf.pad(images, [[0, 0], [most, most], [most, most], [0, 0]], mode="REFLECT")
+        offsets = tf.random.stateless_uniform(
+            [batch, 2], [2 * seed + 1, step], minval=0, maxval=2 * most + 1, dtype=tf.int32
+        )
+        rows = offsets[:, :1] + tf.range(height)
+        columns = offsets[:, 1:] + tf.range(width)
+        images = tf.gather(padded, rows, axis=1, batch_dims=1)
+        images = tf.gather(images, columns, axis=2, batch_dims=1)
+    return images

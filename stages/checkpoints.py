@@ -1,0 +1,76 @@
+"""Checkpoints of a training run: whole or not there, the last two, and only ever those of the same run.
+
+One file holds all: arrays and a JSON text, as an uncompressed .npz whose checksums tell a damaged one.
+"""
+
+import json
+import sys
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.outputs import replacing
+
+KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints in `folder` of the run that `key` names.
+
+    `key` is a digest of all that determines a run: params, data, code, versions. Files of other keys are
+    never read.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        """Name the place; nothing is read or written yet."""
+        self._folder, self._prefix = folder, key[:16]
+
+    def save(self, epoch: int, step: int, arrays: Sequence[NDArray[Any]], state: Mapping[str, Any]) -> None:
+        """Write one checkpoint, synced and then moved to its name; drop all but the last `KEPT`."""
+        with replacing(self._folder / f"{self._prefix}-{epoch:06d}-{step:09d}.npz") as partial:
+            text = np.frombuffer(json.dumps(state).encode(), np.uint8)
+            with partial.open("wb") as file:
+                np.savez(file, *arrays, state=text)
+        for path in self._own()[:-KEPT]:
+            path.unlink()
+
+    def latest(self) -> tuple[list[NDArray[Any]], dict[str, Any]] | None:
+        """Return arrays and state of the newest sound checkpoint; None when there is none.
+
+        A damaged one is passed over with a warning, those of other runs with a note.
+        """
+        foreign = [path for path in self._all() if path not in self._own()]
+        if foreign:
+            print(
+                f"train: {len(foreign)} checkpoints in {self._folder}/ are of other params, data or code and are "
+                f"ignored; when you need them no more: rm -r {self._folder}",
+                file=sys.stderr,
+            )
+        for path in reversed(self._own()):
+            try:
+                with np.load(path, allow_pickle=False) as file:
+                    state = json.loads(file["state"].tobytes())
+                    arrays = [file[f"arr_{index}"] for index in range(len(file.files) - 1)]
+            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+                print(f"train: {path} is damaged ({error}); using the one before it", file=sys.stderr)
+                continue
+            print(f"train: resuming after epoch {state['epoch']}, step {state['step']}", file=sys.stderr)
+            return arrays, state
+        return None
+
+    def clear(self) -> None:
+        """Remove this run's checkpoints, and the folder when nothing else is in it."""
+        for path in self._own():
+            path.unlink()
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def _all(self) -> list[Path]:
+        return sorted(self._folder.glob("*.npz"))
+
+    def _own(self) -> list[Path]:
+        return [path for path in self._all() if path.name.startswith(f"{self._prefix}-")]

@@ -1,0 +1,48 @@
+"""What a person sees while a model trains: a bar on a terminal, one plain line an epoch elsewhere."""
+
+import sys
+import time
+from typing import Any
+
+import keras
+from tqdm import tqdm
+
+
+class Console(keras.callbacks.Callback):
+    """Shows epoch, step, loss, accuracy, images a second and the remaining time, on standard error."""
+
+    def __init__(self, images: int, batch_size: int, epochs: int) -> None:
+        """Prepare for epochs of `images` images each."""
+        super().__init__()
+        self._images, self._batch_size, self._epochs = images, batch_size, epochs
+        self._bar: tqdm[Any] | None = None
+        self._began: list[float] = []  # a list, as the engine restores a callback's plain numbers
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Start the epoch's bar and clock."""
+        self._began = [time.monotonic()]
+        if sys.stderr.isatty():
+            self._bar = tqdm(
+                total=self._images, desc=f"epoch {epoch + 1}/{self._epochs}", unit=" images", leave=False
+            )
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Move the bar to the images seen."""
+        if self._bar is not None and logs is not None:
+            self._bar.set_postfix(step=batch + 1, loss=f"{logs['loss']:.4f}", accuracy=f"{logs['accuracy']:.4f}")
+            self._bar.update(min((batch + 1) * self._batch_size, self._images) - self._bar.n)
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Print the epoch's line, and how long the rest will take."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        seconds = time.monotonic() - self._began[0]
+        left = (self._epochs - epoch - 1) * seconds
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
+        print(
+            f"epoch {epoch + 1}/{self._epochs}: {figures}, {self._images / seconds:,.0f} images/s, "
+            f"{left / 60:.0f} min left",
+            file=sys.stderr,
+            flush=True,
+        )

@@ -1,0 +1,90 @@
+"""Stage 1: bring the dataset that params.yaml names, as its source has it.
+
+Run as `python -m stages.download`, with the options of `--help`; `dvc repro` does. Writes train.npz,
+test.npz and source.json to data/raw. Where the bytes come from is not a choice that changes a result, so it
+is given from outside: DATASET_SOURCES is a list, separated by spaces, of copies (file:// or a path) and
+mirrors (http:// or https://) to try first; DATASET_CACHE is the folder that keeps what was fetched.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import platformdirs
+
+from stages import failure, splits
+from stages.datasets import Dataset, Images, cifar10, digits
+from stages.exclusive import exclusive
+from stages.outputs import require_space, write_json
+from stages.params import Section, load
+from stages.records import DatasetRecord, Source, SplitRecord
+
+
+class DatasetParams(Section):
+    """`dataset` of params.yaml: the name of one, and the choices of each that has some."""
+
+    name: Literal["cifar10", "digits"]
+    cifar10: cifar10.Params
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, load, save."""
+    options = _parse(arguments)
+    params = load(options.params, "dataset", DatasetParams)
+    with exclusive(options.out):
+        save(load_dataset(params), options.out)
+
+
+def load_dataset(params: DatasetParams) -> Dataset:
+    """Return the dataset that `params.name` chooses, fetched if it is not embedded."""
+    match params.name:
+        case "cifar10":
+            return cifar10.load(params.cifar10, os.environ.get("DATASET_SOURCES", "").split(), cache_folder())
+        case "digits":
+            return digits.load()
+
+
+def cache_folder() -> Path:
+    """Where fetched archives are kept: outside the pipeline's outputs, which DVC deletes before each run."""
+    named = os.environ.get("DATASET_CACHE")
+    return Path(named) if named else platformdirs.user_cache_path("reproducible-cifar10")
+
+
+def save(dataset: Dataset, out: Path) -> None:
+    """Write both splits and source.json, which says what they are and what the next stage must find."""
+    require_space(out, sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.test)))
+    classes = len(dataset.classes)
+    source = Source(
+        dataset=DatasetRecord(name=dataset.name, edition=dataset.edition, sha256=dataset.sha256),
+        classes=list(dataset.classes),
+        splits={
+            "train": _save_split(dataset.train, out / "train.npz", classes),
+            "test": _save_split(dataset.test, out / "test.npz", classes),
+        },
+    )
+    write_json(out / "source.json", source.model_dump())
+
+
+def _save_split(split: Images, path: Path, classes: int) -> SplitRecord:
+    return SplitRecord(
+        images=len(split.images),
+        shape=list(split.images.shape[1:]),
+        class_counts=np.bincount(split.labels, minlength=classes).tolist(),
+        official=split.official,
+        sha256=splits.write(path, split.images, split.labels),
+    )
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.download", description=__doc__.partition("\n")[0])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--out", type=Path, default=Path("data/raw"))
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("download", main))

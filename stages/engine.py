@@ -1,0 +1,243 @@
+"""The training loop: epoch order, steps, validation, checkpoints, callbacks.
+
+Everything random is a function of the seed and of the place in the run, or is saved in the checkpoint. So a
+run that is killed and resumed ends in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stages.augmentation import AugmentationParams
+from stages.checkpoints import Checkpoints
+from stages.failure import StageError
+from stages.optimization import OptimizationParams, build_optimizer, learning_rates
+from stages.splits import Split
+
+if TYPE_CHECKING:
+    import keras
+
+# Images in one call of the compiled steps: enough that Python's share is lost in the noise, few enough that
+# Ctrl-C and the progress bar wait for less than a second.
+IMAGES_PER_CALL = 640
+
+
+class TrainParams(OptimizationParams, AugmentationParams):
+    """`train` of params.yaml."""
+
+    seed: int = Field(ge=0, lt=2**30)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    label_smoothing: float = Field(ge=0, lt=1)
+    early_stopping: int = Field(ge=0)  # epochs without a lower validation loss; 0: off
+    checkpoint_minutes: float = Field(gt=0)  # inside an epoch; there is one at its end in any case
+    callbacks: list[str]  # Keras callbacks of your own by dotted name, constructed without arguments
+
+
+@dataclass
+class Progress:
+    """Where a run is: all that a checkpoint keeps besides arrays."""
+
+    epoch: int = 0
+    step: int = 0  # in the epoch
+    loss: float = 0.0  # sums over the epoch's images so far
+    hits: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    stopped: bool = False  # by a callback
+
+
+def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
+    """Return the order of an epoch's images, a permutation int64 (images,), from its arguments alone.
+
+    It is the order of Philox's raw output (Salmon et al. 2011), not `Generator.permutation`, whose stream
+    NumPy may change between versions (NEP 19).
+    """
+    keys = np.random.Philox(key=[seed, epoch]).random_raw(images)
+    return np.argsort(keys, kind="stable")
+
+
+class Trainer:
+    """One training run of `model`, which is changed in place."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        params: TrainParams,
+        training: Split,
+        validation: Split,
+        callbacks: Sequence[keras.callbacks.Callback],
+        checkpoints: Checkpoints,
+    ) -> None:
+        """Prepare a run; nothing is computed before `run`."""
+        import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
+
+        from stages.inference import Predictor
+        from stages.step import TrainingSteps
+
+        self._model, self._params, self._checkpoints = model, params, checkpoints
+        self._training, self._validation = training, validation
+        self._optimizer = build_optimizer(params)
+        self._steps = TrainingSteps(model, self._optimizer, params)
+        self._predict = Predictor(model)
+        self._steps_per_epoch = -(-len(training.images) // params.batch_size)
+        self._rates = learning_rates(params, self._steps_per_epoch, params.epochs)
+        model.optimizer, model.stop_training = self._optimizer, False
+        self._callbacks = keras.callbacks.CallbackList(
+            list(callbacks), model=model, epochs=params.epochs, steps=self._steps_per_epoch
+        )
+        self._best: list[NDArray[Any]] = []
+        self._saved = time.monotonic()
+
+    def run(self) -> list[dict[str, float]]:
+        """Train to the end, from the last sound checkpoint if there is one, and return a row an epoch.
+
+        A row has loss, accuracy (over the epoch's training batches, with dropout), val_loss and
+        val_accuracy. Raises `StageError` when the loss is no longer finite.
+        """
+        progress = self._resume()
+        self._callbacks.on_train_begin()
+        self._restore_callbacks(progress)
+        while progress.epoch < self._params.epochs and not self._stop(progress):
+            self._train_epoch(progress)
+            row = self._end_epoch(progress)
+            self._callbacks.on_epoch_end(progress.epoch - 1, row)
+            self._save(progress)
+        if self._params.early_stopping and self._best:
+            self._assign(self._model.variables, self._best)
+        self._callbacks.on_train_end()
+        self._checkpoints.clear()
+        return progress.history
+
+    def _train_epoch(self, progress: Progress) -> None:
+        self._callbacks.on_epoch_begin(progress.epoch)
+        order = epoch_order(self._params.seed, progress.epoch, len(self._training.images))
+        for images, labels in self._batches(order, progress.step):
+            first = progress.epoch * self._steps_per_epoch + progress.step
+            self._callbacks.on_train_batch_begin(progress.step)
+            losses, hits = self._steps(images, labels, self._rates[first : first + len(images)], first)
+            self._check_finite(losses, progress)
+            progress.step += len(losses)
+            progress.loss += float(losses.sum(dtype=np.float64)) * images.shape[1]
+            progress.hits += int(hits.sum())
+            seen = min(progress.step * self._params.batch_size, len(order))
+            logs = {"loss": progress.loss / seen, "accuracy": progress.hits / seen}
+            self._callbacks.on_train_batch_end(progress.step - 1, logs)
+            if time.monotonic() - self._saved > self._params.checkpoint_minutes * 60:
+                self._save(progress)
+
+    def _batches(
+        self, order: NDArray[np.int64], step: int
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+        """Yield images (K, B, H, W, C) and labels (K, B, classes) from `step` on, one call's worth ahead."""
+        size = self._params.batch_size
+        full = len(order) // size
+        calls = max(1, IMAGES_PER_CALL // size)
+        # Full batches in calls that start at multiples of K, so that a resumed epoch makes the same calls.
+        spans = [(start * size, min(start + calls, full) * size, size) for start in range(step, full, calls)]
+        if len(order) > full * size:
+            spans.append((full * size, len(order), len(order) - full * size))
+
+        def gather(start: int, stop: int, batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            chosen = order[start:stop]
+            images, labels = self._training.images[chosen], self._training.labels[chosen]
+            return images.reshape(-1, batch, *images.shape[1:]), labels.reshape(-1, batch, labels.shape[1])
+
+        if not spans:
+            return  # the checkpoint was written between the last batch and the end of its epoch
+        with ThreadPoolExecutor(1, thread_name_prefix="gather") as ahead:
+            following = ahead.submit(gather, *spans[0])
+            for span in spans[1:]:
+                batches, following = following, ahead.submit(gather, *span)
+                yield batches.result()
+            yield following.result()
+
+    def _check_finite(self, losses: NDArray[np.float32], progress: Progress) -> None:
+        if not np.isfinite(losses).all():
+            step = progress.step + int(np.argmin(np.isfinite(losses)))
+            raise StageError(
+                f"the loss is {losses[step - progress.step]} in epoch {progress.epoch + 1}, step {step + 1}; no "
+                "model was written: try a lower train.learning_rate or train.clip_norm"
+            )
+
+    def _end_epoch(self, progress: Progress) -> dict[str, float]:
+        images = len(self._training.images)
+        val_loss, val_accuracy = self._validate()
+        row = {
+            "loss": progress.loss / images,
+            "accuracy": progress.hits / images,
+            "val_loss": val_loss,
+            "val_accuracy": val_accuracy,
+        }
+        progress.history.append(row)
+        if self._params.early_stopping and (
+            progress.best_epoch < 0 or val_loss < progress.history[progress.best_epoch]["val_loss"]
+        ):
+            progress.best_epoch = progress.epoch
+            self._best = [np.array(variable) for variable in self._model.variables]
+        progress.epoch, progress.step, progress.loss, progress.hits = progress.epoch + 1, 0, 0.0, 0
+        return row
+
+    def _validate(self) -> tuple[float, float]:
+        """Mean cross-entropy in nats and accuracy on the validation split."""
+        probabilities = self._predict(self._validation.images)
+        labels = self._validation.labels.argmax(axis=1)
+        chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+        # Keras's own bound, so that a certain mistake costs the same here and in its metrics.
+        loss = -np.log(np.clip(chosen, 1e-7, 1 - 1e-7)).mean()
+        return float(loss), float((probabilities.argmax(axis=1) == labels).mean())
+
+    def _stop(self, progress: Progress) -> bool:
+        patience = self._params.early_stopping
+        impatient = bool(patience) and 0 <= progress.best_epoch < progress.epoch - patience
+        return impatient or bool(self._model.stop_training)
+
+    def _state(self) -> list[Any]:
+        # Keras counts generators' states among a model's variables, though not among its weights.
+        return [*self._model.variables, *self._optimizer.variables]
+
+    def _save(self, progress: Progress) -> None:
+        progress.stopped = bool(self._model.stop_training)
+        progress.callbacks = [_scalars(callback) for callback in self._callbacks.callbacks]
+        arrays = [np.array(variable) for variable in self._state()]
+        self._checkpoints.save(progress.epoch, progress.step, [*arrays, *self._best], asdict(progress))
+        self._saved = time.monotonic()
+
+    def _resume(self) -> Progress:
+        found = self._checkpoints.latest()
+        if found is None:
+            return Progress()
+        arrays, state = found
+        variables = self._state()
+        self._assign(variables, arrays[: len(variables)])
+        self._best = arrays[len(variables) :]
+        return Progress(**state)
+
+    def _restore_callbacks(self, progress: Progress) -> None:
+        # After on_train_begin, where callbacks start their counters.
+        for callback, state in zip(self._callbacks.callbacks, progress.callbacks, strict=False):
+            vars(callback).update(state)
+        self._model.stop_training = progress.stopped
+
+    @staticmethod
+    def _assign(variables: Sequence[Any], arrays: Sequence[NDArray[Any]]) -> None:
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+
+
+def _scalars(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """A callback's counters and bests: what it keeps in plain numbers, words and truth values."""
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in vars(callback).items()
+        if isinstance(value, bool | int | float | str | np.generic)
+    }

@@ -1,0 +1,141 @@
+"""Stage 4: judge the trained model on the test split, which nothing read before.
+
+Run as `python -m stages.evaluate`, with the options of `--help`; `dvc repro` does. Reads test.npz and
+statistics.json of data/processed, the model, and metrics/train.json, which names the model's SHA-256;
+writes metrics/evaluation.json, metrics/per_class.csv, metrics/confusion.csv and data/predictions.csv.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stages import failure, runtime, scoring
+from stages.exclusive import exclusive
+from stages.failure import StageError
+from stages.outputs import replacing, write_json
+from stages.params import Section, load
+from stages.records import Statistics, read_record, read_split
+from stages.runtime import RuntimeParams
+
+if TYPE_CHECKING:
+    pass
+
+SCHEMA_VERSION = 1
+
+
+class EvaluateParams(Section):
+    """`evaluate` of params.yaml."""
+
+    top_k: int = Field(ge=1)  # a hit when the label is among so many most probable classes
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, load, predict, score, save."""
+    options = _parse(arguments)
+    params = load(options.params, "evaluate", EvaluateParams)
+    runtime_params = load(options.params, "runtime", RuntimeParams)
+    with exclusive(options.metrics):
+        began = time.time()
+        statistics = read_record(options.processed / "statistics.json", Statistics)
+        test = read_split(options.processed, "test", statistics)
+        digest = _trained_here(options.model, options.train_metrics)
+        runtime.start(runtime_params, seed=0)
+        probabilities = _predict(options.model, test.images)
+        _save(options, params, statistics, test.labels.argmax(axis=1), probabilities, digest)
+        runtime.write_log(options.logs / "evaluate.json", runtime_params, time.time() - began)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__.partition("\n")[0])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--processed", type=Path, default=Path("data/processed"), help="folder of the splits")
+    parser.add_argument("--model", type=Path, default=Path("models/model.keras"))
+    parser.add_argument("--train-metrics", type=Path, default=Path("metrics/train.json"))
+    parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder of the tables and figures")
+    parser.add_argument("--predictions", type=Path, default=Path("data/predictions.csv"))
+    parser.add_argument("--logs", type=Path, default=Path("logs"))
+    return parser.parse_args(arguments)
+
+
+def _trained_here(model: Path, train_metrics: Path) -> str:
+    """Return the model file's SHA-256 when `train_metrics` names it: loading a stranger's model runs its code."""
+    found = hashlib.sha256(model.read_bytes()).hexdigest()
+    expected = json.loads(train_metrics.read_text(encoding="utf-8"))["model_sha256"]
+    if found != expected:
+        raise StageError(
+            f"{model}: sha256 {expected} expected by {train_metrics}, {found} found: not the model that the "
+            "stage train wrote; run: dvc repro --force train"
+        )
+    return found
+
+
+def _predict(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    import keras
+
+    from stages.inference import Predictor
+
+    model: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
+    if model.input_shape[1:] != images.shape[1:]:
+        raise StageError(
+            f"{path}: takes images of {model.input_shape[1:]}, the test split has {images.shape[1:]}; "
+            "run: dvc repro train"
+        )
+    return Predictor(model)(images)
+
+
+def _save(
+    options: argparse.Namespace,
+    params: EvaluateParams,
+    statistics: Statistics,
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+    digest: str,
+) -> None:
+    classes = statistics.classes
+    predicted = probabilities.argmax(axis=1)
+    official = statistics.splits["test"].official
+    for note in scoring.notes(labels, predicted, classes):
+        print(f"evaluate: {note}", file=sys.stderr)
+
+    names = np.asarray(classes)
+    predictions = pd.DataFrame({"label": names[labels], "prediction": names[predicted]})
+    for index, name in enumerate(classes):
+        predictions[f"probability_{name}"] = probabilities[:, index]
+    _write_table(options.predictions, predictions)
+    _write_table(options.metrics / "per_class.csv", scoring.per_class(labels, probabilities, classes))
+    _write_table(options.metrics / "confusion.csv", scoring.confusion(labels, predicted, classes))
+    hits = labels[:official] == predicted[:official]
+    write_json(
+        options.metrics / "evaluation.json",
+        {
+            "schema_version": SCHEMA_VERSION,
+            "dataset": statistics.dataset.name,
+            "dataset_edition": statistics.dataset.edition,
+            "dataset_sha256": statistics.dataset.sha256,
+            "model_sha256": digest,
+            **scoring.score(labels, probabilities, params.top_k),
+            "test_images": len(labels),
+            # On the test images that are byte for byte the authors' own; null where there is none.
+            "official_test_images": official,
+            "official_accuracy": float(hits.mean()) if official else None,
+        },
+    )
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    with replacing(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("evaluate", main))

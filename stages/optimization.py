@@ -1,0 +1,78 @@
+"""The optimizer and its learning rate: the keys of `train` that say how weights follow gradients."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from stages.params import Section
+
+if TYPE_CHECKING:
+    import keras
+
+
+class OptimizationParams(Section):
+    """The part of `train` in params.yaml that describes the optimizer."""
+
+    optimizer: Literal["adam", "adamw", "sgd"]
+    learning_rate: float = Field(gt=0)  # the highest that the schedule reaches
+    schedule: Literal["constant", "cosine", "one_cycle", "step"]
+    warmup_epochs: float = Field(ge=0)  # linear, from zero; for every schedule but one_cycle
+    momentum: float = Field(ge=0, lt=1)  # Nesterov's; sgd only
+    weight_decay: float = Field(ge=0)  # decoupled; adamw and sgd
+    clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
+
+
+def build_optimizer(params: OptimizationParams) -> keras.optimizers.Optimizer:
+    """Return the Keras optimizer; the learning rate is set anew by the engine in each step."""
+    # Here, because importing this module must not load TensorFlow before `runtime.start`.
+    import keras
+
+    from stages.fused_adam import FusedAdam, FusedAdamW
+
+    clip = params.clip_norm or None
+    if params.optimizer == "adam":
+        return FusedAdam(params.learning_rate, global_clipnorm=clip)
+    if params.optimizer == "adamw":
+        return FusedAdamW(params.learning_rate, weight_decay=params.weight_decay, global_clipnorm=clip)
+    return keras.optimizers.SGD(
+        params.learning_rate,
+        momentum=params.momentum,
+        nesterov=params.momentum > 0,
+        weight_decay=params.weight_decay or None,
+        global_clipnorm=clip,
+    )
+
+
+def learning_rates(params: OptimizationParams, steps_per_epoch: int, epochs: int) -> NDArray[np.float32]:
+    """Return the learning rate of each step of the whole run, float32 (epochs * steps_per_epoch,).
+
+    constant: as it is. cosine: half a cosine down to zero (Loshchilov and Hutter 2017, without restarts).
+    one_cycle: linear up over the first 30 %, then a cosine down to zero (after Smith and Topin 2018). step:
+    a tenth after half of the run, a hundredth after three quarters (as He et al. 2016 did on CIFAR-10).
+    """
+    steps = steps_per_epoch * epochs
+    progress = np.arange(steps, dtype=np.float64) / steps  # 0 to just below 1
+    if params.schedule == "one_cycle":
+        up = 0.3
+        factor = np.where(progress < up, progress / up, _cosine((progress - up) / (1 - up)))
+        # A first step of zero would be a step for nothing: each step uses the rate of its own middle.
+        factor = factor + 0.5 / steps / up * (progress < up)
+    else:
+        factor = {
+            "constant": np.ones(steps),
+            "cosine": _cosine(progress),
+            "step": np.select([progress < 0.5, progress < 0.75], [1.0, 0.1], 0.01),
+        }[params.schedule]
+        warmup = params.warmup_epochs * steps_per_epoch
+        if warmup > 0:
+            factor = factor * np.minimum((np.arange(steps) + 1) / warmup, 1.0)
+    return (params.learning_rate * factor).astype(np.float32)
+
+
+def _cosine(progress: NDArray[np.float64]) -> NDArray[np.float64]:
+    return (1 + np.cos(math.pi * progress)) / 2

@@ -1,0 +1,137 @@
+"""Stage 3: train the network on the processed training split.
+
+Run as `python -m stages.train`, with the options of `--help`; `dvc repro` does. Reads train.npz,
+validation.npz and statistics.json of data/processed; writes the model, metrics/train.json and
+metrics/history.csv. TensorBoard's logs and the machine's share of the story go to logs/, untracked.
+"""
+
+import argparse
+import hashlib
+import importlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stages import failure, runtime
+from stages.checkpoints import Checkpoints
+from stages.engine import Trainer, TrainParams
+from stages.exclusive import exclusive
+from stages.failure import StageError
+from stages.model import ModelParams, build_model
+from stages.outputs import replacing, require_space, write_json
+from stages.params import load
+from stages.records import Statistics, read_record, read_split
+from stages.runtime import RuntimeParams
+
+if TYPE_CHECKING:
+    import keras
+
+SCHEMA_VERSION = 1
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, load, train, save."""
+    options = _parse(arguments)
+    params = load(options.params, "train", TrainParams)
+    model_params = load(options.params, "model", ModelParams)
+    runtime_params = load(options.params, "runtime", RuntimeParams)
+    with exclusive(options.model.parent):
+        statistics = read_record(options.processed / "statistics.json", Statistics)
+        training = read_split(options.processed, "train", statistics)
+        validation = read_split(options.processed, "validation", statistics)
+
+        began = time.time()
+        runtime.start(runtime_params, params.seed)
+        model = build_model(model_params, training.images.shape[1:], training.labels.shape[1])
+        # The model, and two checkpoints of it with Adam's two moments, each written aside before it is moved.
+        require_space(options.model.parent, 12 * 4 * model.count_params())
+        choices = [params.model_dump(), model_params.model_dump(), runtime_params.model_dump()]
+        checkpoints = Checkpoints(options.checkpoints, run_key(choices, statistics))
+        callbacks = _callbacks(params, len(training.images), options.logs)
+        history = Trainer(model, params, training, validation, callbacks, checkpoints).run()
+
+        _save(options, model, params, statistics, history)
+        runtime.write_log(options.logs / "train.json", runtime_params, time.time() - began)
+
+
+def run_key(choices: Sequence[Any], statistics: Statistics) -> str:
+    """Return the SHA-256 of all that determines a run: params, data, the code loaded, the libraries' versions."""
+    code = {
+        name: hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
+        for name, module in sorted(sys.modules.items())
+        if name.startswith("stages.") and module.__file__
+    }
+    versions = {name: version(name) for name in ("tensorflow", "keras", "numpy")}
+    text = json.dumps([choices, statistics.model_dump(), code, versions], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m stages.train", description=__doc__.partition("\n")[0])
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--processed", type=Path, default=Path("data/processed"), help="folder of the splits")
+    parser.add_argument("--model", type=Path, default=Path("models/model.keras"))
+    parser.add_argument("--metrics", type=Path, default=Path("metrics/train.json"))
+    parser.add_argument("--history", type=Path, default=Path("metrics/history.csv"))
+    parser.add_argument("--logs", type=Path, default=Path("logs"))
+    parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
+    return parser.parse_args(arguments)
+
+
+def _callbacks(params: TrainParams, images: int, logs: Path) -> "list[keras.callbacks.Callback]":
+    import keras
+
+    from stages.console import Console
+
+    own = [_named_callback(name) for name in params.callbacks]
+    board = keras.callbacks.TensorBoard(logs / "tensorboard" / time.strftime("%Y%m%d-%H%M%S"))
+    return [board, *own, Console(images, params.batch_size, params.epochs)]
+
+
+def _named_callback(name: str) -> "keras.callbacks.Callback":
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)()
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise StageError(
+            f"train.callbacks: {name!r} cannot be made: {error}; name a class: module.Class"
+        ) from None
+
+
+def _save(
+    options: argparse.Namespace,
+    model: "keras.Model",
+    params: TrainParams,
+    statistics: Statistics,
+    history: Sequence[dict[str, float]],
+) -> None:
+    import pandas as pd
+
+    from stages.archive import save_model
+
+    save_model(model, options.model)
+    table = pd.DataFrame(history)
+    table.insert(0, "epoch", range(1, len(history) + 1))
+    with replacing(options.history) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
+    # The epoch whose weights were saved: with early stopping the best, otherwise the last.
+    saved = int(table["val_loss"].to_numpy().argmin()) if params.early_stopping else len(history) - 1
+    write_json(
+        options.metrics,
+        {
+            "schema_version": SCHEMA_VERSION,
+            "dataset": statistics.dataset.name,
+            "epoch": saved + 1,
+            **history[saved],
+            "parameters": model.count_params(),
+            "model_sha256": hashlib.sha256(options.model.read_bytes()).hexdigest(),
+        },
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("train", main))

@@ -1,0 +1,1 @@
+"""What people run by hand; no stage imports it."""

@@ -1,0 +1,38 @@
+"""Check the whole params.yaml at once, before any stage runs: `python -m tools.check [params.yaml]`.
+
+Each stage checks the sections that it reads when it starts. A slip in the last section would then show up
+after hours of download and training; `make repro` calls this first.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from stages import failure
+from stages.download import DatasetParams
+from stages.engine import TrainParams
+from stages.evaluate import EvaluateParams
+from stages.model import ModelParams
+from stages.params import Section, load
+from stages.preprocess import PreprocessParams
+from stages.runtime import RuntimeParams
+
+CLASSES: dict[str, type[Section]] = {
+    "dataset": DatasetParams,
+    "preprocess": PreprocessParams,
+    "model": ModelParams,
+    "train": TrainParams,
+    "runtime": RuntimeParams,
+    "evaluate": EvaluateParams,
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Load every section; the first mistake is the error."""
+    path = Path(arguments[0]) if arguments else Path("params.yaml")
+    for section, model in CLASSES.items():
+        load(path, section, model)
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("params", main))

@@ -1,0 +1,73 @@
+"""Run the pipeline on the embedded digits, offline, in the folder demo/: `make demo`.
+
+The folder is a copy of the files that git knows, as they are now, with `dataset.name: digits` and the
+portable instruction set; so no tracked file is touched, and what you are trying out is what runs. It keeps
+its own DVC cache: a second demo runs only what changed.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages import failure
+from stages.failure import StageError
+from stages.params import read
+from tools import metrics
+
+CHOICES = {"dataset": {"name": "digits"}, "runtime": {"cpu_isa": "avx2"}}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Copy, choose, run, show."""
+    folder = Path(arguments[0]) if arguments else Path("demo")
+    copy_tracked(Path.cwd(), folder)
+    choose(folder / "params.yaml", CHOICES)
+    run(["dvc", "repro"], folder)
+    metrics.main([str(folder)])
+    print(f"\nAll of it is in {folder}/. The real thing, on CIFAR-10: make repro")
+
+
+def copy_tracked(source: Path, target: Path) -> None:
+    """Bring the code and configuration in `target` to those of the checkout `source`, outputs left out."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "stages", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore"],
+            cwd=source,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StageError(f"{source}: git cannot list its files ({error}); run in a git checkout") from None
+    names = [name for name in listed.stdout.split("\0") if name and (source / name).exists()]
+    shutil.rmtree(target / "stages", ignore_errors=True)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, target / name)
+    # It stands inside a git checkout that ignores it, so DVC must not ask git about its files.
+    (target / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+
+
+def choose(params: Path, choices: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write `choices` over those of the params file."""
+    values = read(params)
+    for section, keys in choices.items():
+        values[section].update(keys)
+    params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def run(command: Sequence[str], folder: Path) -> None:
+    """Run a command of this environment in `folder`; its own words say what went wrong."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    if subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
+        raise StageError(f"'{' '.join(command)}' failed in {folder}/; its messages are above")
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("demo", main))
