@@ -144,7 +144,7 @@ class Trainer:
         calls = max(1, IMAGES_PER_CALL // size)
         # Full batches in calls that start at multiples of K, so that a resumed epoch makes the same calls.
         spans = [(start * size, min(start + calls, full) * size, size) for start in range(step, full, calls)]
-        if len(order) > full * size:
+        if len(order) > full * size and step <= full:
             spans.append((full * size, len(order), len(order) - full * size))
 
         def gather(start: int, stop: int, batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -183,7 +183,7 @@ class Trainer:
             progress.best_epoch < 0 or val_loss < progress.history[progress.best_epoch]["val_loss"]
         ):
             progress.best_epoch = progress.epoch
-            self._best = [np.array(variable) for variable in self._model.variables]
+            self._best = [variable.numpy() for variable in self._model.variables]
         progress.epoch, progress.step, progress.loss, progress.hits = progress.epoch + 1, 0, 0.0, 0
         return row
 
@@ -208,7 +208,7 @@ class Trainer:
     def _save(self, progress: Progress) -> None:
         progress.stopped = bool(self._model.stop_training)
         progress.callbacks = [_scalars(callback) for callback in self._callbacks.callbacks]
-        arrays = [np.array(variable) for variable in self._state()]
+        arrays = [variable.numpy() for variable in self._state()]
         self._checkpoints.save(progress.epoch, progress.step, [*arrays, *self._best], asdict(progress))
         self._saved = time.monotonic()
 

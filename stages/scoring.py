@@ -134,7 +134,9 @@ def confusion(labels: Integers, predicted: Integers, classes: Sequence[str]) -> 
     )
 
 
-def most_confused(labels: Integers, predicted: Integers, classes: Sequence[str], most: int = 10) -> pd.DataFrame:
+def most_confused(
+    labels: Integers, predicted: Integers, classes: Sequence[str], most: int = 10
+) -> pd.DataFrame:
     """Return the mistakes among `confusion`'s rows, most frequent first, ties in the order of `classes`."""
     pairs = confusion(labels, predicted, classes)
     mistakes = pairs[(pairs["label"] != pairs["predicted"]) & (pairs["count"] > 0)]
@@ -215,7 +217,7 @@ def _counts(labels: Integers, predicted: Integers, classes: int) -> NDArray[np.i
                 f"sample {row}: {kind} {indices[row]} is not among the classes 0 to {classes - 1}: "
                 "the data and the model do not belong together; run `dvc repro`"
             )
-    # In 64 bits: label 25 of 11 classes would not fit the uint8 that labels are stored in.
+    # In 64 bits: 20 classes have 400 cells, too many to number in the uint8 that labels are stored in.
     cells = labels.astype(np.int64) * classes + predicted
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 

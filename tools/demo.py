@@ -27,6 +27,8 @@ def main(arguments: Sequence[str]) -> None:
     """Copy, choose, run, show."""
     folder = Path(arguments[0]) if arguments else Path("demo")
     copy_tracked(Path.cwd(), folder)
+    # It stands inside a git checkout that ignores it, so DVC must not ask git about its files.
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     choose(folder / "params.yaml", CHOICES)
     run(["dvc", "repro"], folder)
     metrics.main([str(folder)])
@@ -50,8 +52,6 @@ def copy_tracked(source: Path, target: Path) -> None:
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name)
-    # It stands inside a git checkout that ignores it, so DVC must not ask git about its files.
-    (target / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
 
 
 def choose(params: Path, choices: Mapping[str, Mapping[str, Any]]) -> None:

@@ -1,0 +1,114 @@
+"""A copy of this project in a folder of its own, as a clone would be, on the digits and small: for tests that
+run real DVC and git.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from stages.params import read
+from tools.demo import choose, copy_tracked
+
+ROOT = Path(__file__).parent.parent
+SMALL = {
+    "dataset": {"name": "digits"},
+    "model": {"blocks": [{"filters": 8, "layers": 1, "pool": 2, "dropout": 0.1}], "dense": [16]},
+    "train": {"epochs": 1},
+}
+
+
+@dataclass(frozen=True)
+class Project:
+    """A checkout at `folder` and the environment that its commands get."""
+
+    folder: Path
+    environment: Mapping[str, str]
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a command in the folder; with `check`, its failure is the test's."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        if check and done.returncode:
+            raise AssertionError(f"{command} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+        return done
+
+    def repro(self, *arguments: str) -> list[str]:
+        """Run `dvc repro` and return the names of the stages that it ran."""
+        return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", *arguments).stdout)
+
+    def json(self, *command: str) -> Any:
+        """Run a command and return the JSON that it prints."""
+        return json.loads(self.run(*command).stdout)
+
+    def commit(self, message: str) -> None:
+        """Commit all that git does not ignore."""
+        self.run("git", "add", "--all")
+        self.run("git", "commit", "--quiet", "--message", message)
+
+    def choose(self, key: str, value: Any) -> None:
+        """Set one dotted key of params.yaml, two levels or three."""
+        path = self.folder / "params.yaml"
+        values = read(path)
+        section, *parts, last = key.split(".")
+        target = values[section]
+        for part in parts:
+            target = target[part]
+        assert last in target, f"{key} is not a key of params.yaml"
+        target[last] = value
+        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+    def touch(self, name: str) -> None:
+        """Add a comment to a file."""
+        path = self.folder / name
+        path.write_text(path.read_text(encoding="utf-8") + "\n# changed by a test\n", encoding="utf-8")
+
+    def copy(self, folder: Path) -> "Project":
+        """Return a second checkout with the same outputs and its own copy of the cache."""
+        shutil.copytree(self.folder, folder, symlinks=True)
+        return Project(folder, self.environment)
+
+
+def make_project(folder: Path, home: Path) -> Project:
+    """Lay the project out in `folder` and commit it; `home` takes what would be the user's."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DVC_", "GIT_", "DATASET_", "STAGES_"))
+    }
+    environment.update(
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        PYTHONDONTWRITEBYTECODE="1",
+        DVC_SITE_CACHE_DIR=str(home / "dvc-site"),
+        DVC_GLOBAL_CONFIG_DIR=str(home / "dvc-global"),
+        DVC_SYSTEM_CONFIG_DIR=str(home / "dvc-system"),
+        DVC_NO_ANALYTICS="1",
+        DATASET_CACHE=str(home / "datasets"),
+        GIT_CONFIG_GLOBAL=os.devnull,
+        GIT_CONFIG_NOSYSTEM="1",
+        GIT_AUTHOR_NAME="A person",
+        GIT_AUTHOR_EMAIL="person@example.org",
+        GIT_COMMITTER_NAME="A person",
+        GIT_COMMITTER_EMAIL="person@example.org",
+    )
+    project = Project(folder, environment)
+    copy_tracked(ROOT, folder)
+    choose(folder / "params.yaml", SMALL)
+    project.run("git", "init", "--quiet", "--initial-branch=main")
+    project.commit("Start")
+    return project

@@ -1,0 +1,229 @@
+"""stages/engine.py and stages/step.py: the order, the steps, and exactness across an interruption."""
+
+import mmap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from stages.checkpoints import Checkpoints
+from stages.engine import Trainer, TrainParams, epoch_order
+from stages.failure import StageError
+from stages.model import Block, ModelParams, build_model
+from stages.splits import Split
+
+PLAIN: dict[str, Any] = {
+    "seed": 3,
+    "epochs": 3,
+    "batch_size": 16,
+    "optimizer": "adam",
+    "learning_rate": 0.01,
+    "schedule": "constant",
+    "warmup_epochs": 0,
+    "momentum": 0,
+    "weight_decay": 0,
+    "clip_norm": 0,
+    "label_smoothing": 0,
+    "flip": False,
+    "shift": 0,
+    "early_stopping": 0,
+    "checkpoint_minutes": 1e-9,  # after every call of the compiled steps
+    "callbacks": [],
+}
+IMAGES = 1_500  # three calls an epoch, the last with a batch of 12
+RNG = np.random.Generator(np.random.PCG64(0))
+LABELS = RNG.integers(0, 3, IMAGES)
+PIXELS = (RNG.random((IMAGES, 6, 6, 2)) + LABELS[:, None, None, None] * 0.3).astype(np.float32)
+
+
+def split(images: slice) -> Split:
+    return Split(PIXELS[images], np.eye(3, dtype=np.float32)[LABELS[images]], "", mmap.mmap(-1, 1))
+
+
+def build(dropout: float = 0.3) -> keras.Model:
+    keras.utils.set_random_seed(5)
+    blocks = [Block(filters=4, layers=1, pool=2, dropout=dropout)]
+    params = ModelParams(blocks=blocks, kernel=3, padding="same", activation="relu", dense=[8], dropout=dropout)
+    return build_model(params, (6, 6, 2), 3)
+
+
+def trainer(model: keras.Model, folder: Path, *callbacks: keras.callbacks.Callback, **changes: Any) -> Trainer:
+    params = TrainParams(**{**PLAIN, **changes})
+    return Trainer(
+        model, params, split(slice(IMAGES)), split(slice(300)), callbacks, Checkpoints(folder, "k" * 64)
+    )
+
+
+def weights(model: keras.Model) -> list[Any]:
+    return [variable.numpy() for variable in model.variables]
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Raises KeyboardInterrupt, as Ctrl-C does, at the given call of one of the callback's methods."""
+
+    def __init__(self, method: str, call: int) -> None:
+        super().__init__()
+        self.left = [call]
+
+        def count(*arguments: Any, **named: Any) -> None:
+            self.left[0] -= 1
+            if self.left[0] == 0:
+                raise KeyboardInterrupt
+
+        setattr(self, method, count)
+
+
+def test_an_epoch_s_order_is_a_permutation() -> None:
+    assert sorted(epoch_order(0, 0, 1000)) == list(range(1000))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    assert (epoch_order(1, 2, 50) == epoch_order(1, 2, 50)).all()
+    assert (epoch_order(1, 2, 50) != epoch_order(1, 3, 50)).any()
+    assert (epoch_order(1, 2, 50) != epoch_order(2, 2, 50)).any()
+
+
+def test_the_order_is_the_one_that_committed_results_were_made_with() -> None:
+    assert epoch_order(0, 0, 10).tolist() == [0, 2, 9, 1, 8, 5, 4, 3, 6, 7]
+
+
+ADAMW = {"optimizer": "adamw", "weight_decay": 0.01, "schedule": "one_cycle", "clip_norm": 1.0}
+SGD = {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup_epochs": 1, "label_smoothing": 0.1}
+AUGMENTED = {"flip": True, "shift": 1, "early_stopping": 1, "schedule": "step"}
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "changes"),
+    [
+        ("on_train_batch_end", 2, {}),
+        ("on_train_batch_end", 5, {}),
+        ("on_epoch_end", 1, {}),
+        ("on_train_batch_end", 5, ADAMW),
+        ("on_train_batch_end", 5, SGD),
+        ("on_epoch_end", 2, AUGMENTED),
+    ],
+)
+def test_an_interrupted_run_ends_as_one_that_was_not(
+    tmp_path: Path, method: str, call: int, changes: dict[str, Any]
+) -> None:
+    undisturbed = build()
+    expected = trainer(undisturbed, tmp_path / "a", **changes).run()
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(build(), tmp_path / "b", Interrupt(method, call), **changes).run()
+    model = build()
+    model.set_weights([weight * 0 for weight in model.get_weights()])  # so that nothing comes from the seed
+    assert trainer(model, tmp_path / "b", **changes).run() == expected
+    for found, wanted in zip(weights(model), weights(undisturbed), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_checkpoints_are_gone_after_a_successful_run(tmp_path: Path) -> None:
+    trainer(build(), tmp_path / "checkpoints", epochs=1).run()
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_two_runs_of_one_process_end_in_the_same_weights(tmp_path: Path) -> None:
+    first, second = build(), build()
+    assert trainer(first, tmp_path).run() == trainer(second, tmp_path).run()
+    for found, wanted in zip(weights(first), weights(second), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("changes", "optimizer"),
+    [
+        ({}, lambda: keras.optimizers.Adam(0.01)),
+        ({"optimizer": "adamw", "weight_decay": 0.1}, lambda: keras.optimizers.AdamW(0.01, weight_decay=0.1)),
+        ({"optimizer": "sgd", "momentum": 0.9}, lambda: keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)),
+    ],
+)
+def test_full_batches_without_dropout_train_as_fit_does(
+    tmp_path: Path, changes: dict[str, Any], optimizer: Callable[[], keras.optimizers.Optimizer]
+) -> None:
+    ours, theirs = build(dropout=0), build(dropout=0)
+    rows = trainer(ours, tmp_path, batch_size=IMAGES, epochs=4, **changes).run()
+    theirs.compile(optimizer=optimizer(), loss="categorical_crossentropy", metrics=["accuracy"])
+    data, validation = split(slice(IMAGES)), split(slice(300))
+    history = theirs.fit(
+        data.images,
+        data.labels,
+        batch_size=IMAGES,
+        epochs=4,
+        verbose=0,
+        validation_data=(validation.images, validation.labels),
+    ).history
+    for row, *expected in zip(rows, *(history[name] for name in rows[0]), strict=True):
+        assert list(row.values()) == pytest.approx(expected, rel=1e-4)
+
+
+def test_callbacks_are_called_as_fit_calls_them(tmp_path: Path) -> None:
+    class Record(keras.callbacks.Callback):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls: list[tuple[str, Any, list[str]]] = []
+
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.calls.append(("train begins", None, []))
+
+        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+            self.calls.append(("epoch begins", epoch, []))
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            self.calls.append(("epoch ends", epoch, sorted(logs)))
+
+        def on_train_end(self, logs: Any = None) -> None:
+            self.calls.append(("train ends", None, []))
+
+    ours, theirs = Record(), Record()
+    trainer(build(), tmp_path, ours, epochs=2).run()
+    model = build()
+    model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
+    data = split(slice(64))
+    model.fit(data.images, data.labels, epochs=2, verbose=0, callbacks=[theirs], validation_split=0.5)
+    assert ours.calls == theirs.calls
+
+
+def test_a_callback_can_stop_training(tmp_path: Path) -> None:
+    stop = keras.callbacks.LambdaCallback(
+        on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 1)
+    )
+    model = build()
+    assert len(trainer(model, tmp_path, stop, epochs=5).run()) == 2
+
+
+def test_a_callback_can_lower_a_constant_learning_rate(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def halve(epoch: int, logs: Any) -> None:
+        model.optimizer.learning_rate = model.optimizer.learning_rate / 2
+        seen.append(float(model.optimizer.learning_rate))
+
+    model = build()
+    trainer(model, tmp_path, keras.callbacks.LambdaCallback(on_epoch_end=halve), epochs=3).run()
+    assert seen == pytest.approx([0.005, 0.0025, 0.00125])
+
+
+def test_early_stopping_ends_the_run_and_keeps_the_best_weights(tmp_path: Path) -> None:
+    kept: list[Any] = []
+    model = build()
+    record = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: kept.append(weights(model)))
+    rows = trainer(model, tmp_path, record, early_stopping=2, epochs=40, learning_rate=0.2).run()
+    best = int(np.argmin([row["val_loss"] for row in rows]))
+    assert len(rows) == best + 3 < 40
+    for found, wanted in zip(weights(model), kept[best], strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_loss_that_is_not_finite_names_epoch_and_step(tmp_path: Path) -> None:
+    model = build()
+    poison = keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: (
+            epoch == 1 and model.layers[-1].kernel.assign(np.full((8, 3), np.nan))
+        )
+    )
+    with pytest.raises(StageError, match=r"the loss is nan in epoch 2, step 1; no model was written"):
+        trainer(model, tmp_path, poison).run()

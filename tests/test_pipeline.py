@@ -1,0 +1,193 @@
+"""dvc.yaml, with real DVC and git: what reruns when something changes, and what DVC's commands say of it."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.project import ROOT, Project, make_project
+
+STAGES = ["download", "preprocess", "train", "evaluate"]
+PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
+
+
+@pytest.fixture(scope="module")
+def baseline(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after its first `dvc repro`, committed."""
+    project = make_project(tmp_path_factory.mktemp("baseline") / "project", tmp_path_factory.mktemp("home"))
+    assert project.repro() == STAGES
+    project.commit("The first run")
+    return project
+
+
+@pytest.fixture(scope="module")
+def changed(baseline: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The same after a second run, with another learning rate, committed too."""
+    project = baseline.copy(tmp_path_factory.mktemp("changed") / "project")
+    project.choose("train.learning_rate", 0.01)
+    assert project.repro() == ["train", "evaluate"]
+    project.commit("A higher learning rate")
+    return project
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("preprocess.scaling", "standardize", ["preprocess", "train", "evaluate"]),
+        # With the split in file order the seed changes nothing, and DVC sees that the outputs are the same.
+        ("preprocess.seed", 1, ["preprocess"]),
+        ("dataset.cifar10.sha256", "0" * 64, ["download"]),
+        ("model.dropout", 0.4, ["train", "evaluate"]),
+        ("train.checkpoint_minutes", 7, ["train"]),
+        ("runtime.cpu_isa", "avx2", ["train", "evaluate"]),
+        ("evaluate.top_k", 2, ["evaluate"]),
+    ],
+)
+def test_a_changed_key_reruns_the_stages_that_it_touches(
+    baseline: Project, tmp_path: Path, key: str, value: Any, expected: list[str]
+) -> None:
+    project = baseline.copy(tmp_path / "project")
+    project.choose(key, value)
+    assert project.repro() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("stages/fetch.py", ["download"]),
+        ("stages/scoring.py", ["evaluate"]),
+        ("stages/engine.py", ["train"]),  # the model comes out the same, so evaluate has nothing to do
+        ("stages/splits.py", STAGES),
+        ("params.yaml", []),  # a comment
+    ],
+)
+def test_a_changed_file_reruns_the_stages_that_import_it(
+    baseline: Project, tmp_path: Path, name: str, expected: list[str]
+) -> None:
+    project = baseline.copy(tmp_path / "project")
+    project.touch(name)
+    assert project.repro() == expected
+
+
+def test_a_second_repro_runs_nothing(baseline: Project) -> None:
+    assert baseline.repro() == []
+
+
+def test_a_run_leaves_git_clean_but_for_what_it_tracks(baseline: Project) -> None:
+    assert baseline.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_going_back_restores_from_the_run_cache_without_training(changed: Project, tmp_path: Path) -> None:
+    project = changed.copy(tmp_path / "project")
+    project.choose("train.learning_rate", 0.001)
+    (project.folder / "models" / "model.keras").unlink()
+    assert project.repro() == []
+    before = project.run("git", "show", "HEAD~1:metrics/evaluation.json").stdout
+    assert (project.folder / "metrics" / "evaluation.json").read_text(encoding="utf-8") == before
+
+
+def test_metrics_diff_shows_what_a_change_was_worth(changed: Project) -> None:
+    old, new = (
+        json.loads(changed.run("git", "show", f"{revision}:metrics/evaluation.json").stdout)
+        for revision in ("HEAD~1", "HEAD")
+    )
+    shown = changed.json("dvc", "metrics", "diff", "HEAD~1", "HEAD", "--json")["metrics/evaluation.json"]
+    assert old["accuracy"] != new["accuracy"]
+    assert shown["accuracy"] == {
+        "old": old["accuracy"],
+        "new": new["accuracy"],
+        "diff": pytest.approx(new["accuracy"] - old["accuracy"]),
+    }
+
+
+def test_params_diff_names_the_changed_key_only(changed: Project) -> None:
+    shown = changed.json("dvc", "params", "diff", "HEAD~1", "HEAD", "--json")
+    assert shown == {"params.yaml": {"train.learning_rate": {"old": 0.001, "new": 0.01, "diff": 0.01 - 0.001}}}
+
+
+def test_metrics_show_has_every_figure_of_both_files(changed: Project) -> None:
+    shown = changed.json("dvc", "metrics", "show", "--json")[""]["data"]
+    for name in ("metrics/train.json", "metrics/evaluation.json"):
+        assert shown[name]["data"] == json.loads((changed.folder / name).read_text(encoding="utf-8"))
+
+
+def test_plots_diff_has_every_chart_of_both_revisions(changed: Project) -> None:
+    shown = changed.json("dvc", "plots", "diff", "HEAD~1", "HEAD", "--json")
+    assert "errors" not in shown
+    charts = {name: charts[0]["revisions"] for name, charts in shown["data"].items()}
+    assert charts == dict.fromkeys(
+        ["Loss", "Accuracy", "metrics/history.csv", "metrics/confusion.csv", "metrics/per_class.csv"],
+        ["HEAD~1", "HEAD"],
+    )
+
+
+def test_dag_shows_the_four_stages_in_a_row(changed: Project) -> None:
+    edges = set(changed.run("dvc", "dag", "--dot").stdout.replace('"', "").replace(";", "").splitlines())
+    assert {"download -> preprocess", "preprocess -> train", "train -> evaluate"} <= {
+        edge.strip() for edge in edges
+    }
+
+
+def test_an_experiment_with_another_value_is_run_and_listed(changed: Project, tmp_path: Path) -> None:
+    project = changed.copy(tmp_path / "project")
+    project.run("dvc", "exp", "run", "--name", "wider", "--set-param", "model.dense=[24]")
+    rows = project.run("dvc", "exp", "show", "--csv").stdout
+    assert "wider" in rows
+    assert "[24]" in rows
+    assert "model.dense" in project.run("dvc", "params", "diff").stdout
+
+
+def modules(name: str) -> set[Path]:
+    """The files of this project that running `name` imports, however deep, lazily or not."""
+    found: set[Path] = set()
+    waiting = [name]
+    while waiting:
+        module = waiting.pop()
+        path = ROOT / Path(*module.split("."))
+        path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+        if not path.is_file() or path in found:
+            continue
+        found.add(path)
+        waiting.append(module.rpartition(".")[0])
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        never_run = {
+            inner
+            for node in ast.walk(tree)
+            if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+            for statement in node.body
+            for inner in ast.walk(statement)
+        }
+        for node in ast.walk(tree):
+            if node in never_run:
+                continue
+            if isinstance(node, ast.Import):
+                waiting += [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                waiting += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_lists_exactly_the_code_that_it_imports(stage: str) -> None:
+    imported = {str(path.relative_to(ROOT)) for path in modules(f"stages.{stage}")}
+    assert {name for name in PIPELINE[stage]["deps"] if name.endswith(".py")} == imported
+
+
+@pytest.mark.parametrize("stage", ["download", "preprocess"])
+def test_a_stage_before_training_never_imports_tensorflow(stage: str, tmp_path: Path) -> None:
+    script = (
+        "import runpy, sys\n"
+        f"sys.argv = ['{stage}', '--help']\n"
+        "try:\n"
+        f"    runpy.run_module('stages.{stage}', run_name='__main__')\n"
+        "except SystemExit:\n"
+        "    pass\n"
+        "print(sorted({'tensorflow', 'keras', 'pandas', 'sklearn'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("[]\n")
