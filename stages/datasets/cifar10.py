@@ -167,7 +167,7 @@ class _Inflated:
         while not self._stream.eof:
             piece = self._next(self._left + 1)
             self._left -= len(piece)
-            if any(piece) or self._left < 0:
+            if piece.strip(b"\0") or self._left < 0:
                 raise tarfile.ReadError("the tar archive goes on after its end")
         if self._stream.unused_data or self._file.read(1):
             raise tarfile.ReadError("the file goes on after the gzip stream's end")
