@@ -51,5 +51,5 @@ def test_another_file_than_the_known_one_is_refused_with_both_hashes(
 
 def test_without_scikit_learn_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn", None)  # what Python itself keeps for what cannot be imported
-    with pytest.raises(StageError, match="scikit-learn.* is not installed; run: make .venv"):
+    with pytest.raises(StageError, match=r"scikit-learn.* is not installed; run: make .venv"):
         digits.load()
