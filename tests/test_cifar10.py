@@ -131,6 +131,10 @@ def test_another_folder_is_refused(archive: Path) -> None:
     )
 
 
+def test_a_folder_with_content_is_refused(archive: Path) -> None:
+    refused(archive, SOUND + member(FOLDER, b"x", type=tarfile.DIRTYPE) + END, match="is not a file or the")
+
+
 @pytest.mark.parametrize("name", [TEST, f"{FOLDER}/readme.html", FOLDER])
 def test_a_member_that_comes_twice_is_refused(archive: Path, name: str) -> None:
     kind = tarfile.DIRTYPE if name == FOLDER else tarfile.REGTYPE
@@ -188,6 +192,16 @@ def test_a_member_after_the_tars_end_is_refused(archive: Path) -> None:
 def test_anything_after_the_gzip_stream_is_refused(archive: Path, tail: bytes) -> None:
     with pytest.raises(StageError, match="the file goes on after the gzip stream's end"):
         read(archive, gzip.compress(SOUND + END) + tail)
+
+
+def test_anything_after_a_gzip_stream_that_fills_the_last_read_is_refused(archive: Path) -> None:
+    plain = gzip.compress(SOUND + END)
+    # A gzip header may hold a file name (flag 8): here one that makes the file as long as is read at once.
+    name = b"x" * (cifar10.CHUNK - len(plain) - 1) + b"\0"
+    filled = plain[:3] + b"\x08" + plain[4:10] + name + plain[10:]
+    assert read(archive, filled) == CONTENT
+    with pytest.raises(StageError, match="the file goes on after the gzip stream's end"):
+        read(archive, filled + b"x")
 
 
 @pytest.mark.parametrize("end", [0, 1, 9, 10, 11, 1000, -9, -8, -4, -1])

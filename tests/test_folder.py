@@ -257,6 +257,14 @@ def test_no_picture_is_in_both_splits_and_none_is_lost(repository: Path) -> None
     assert sorted(reds) == [0] * 10 + list(range(246, 256))
 
 
+@pytest.mark.parametrize(("fraction", "count"), [(0.01, 1), (0.4, 4), (0.99, 9)])
+def test_each_class_has_a_picture_in_both_splits_whatever_the_fraction(
+    repository: Path, fraction: float, count: int
+) -> None:
+    write_shades(count=10)
+    assert np.bincount(load(test_fraction=fraction).test.labels).tolist() == [count, count]
+
+
 def test_train_and_test_are_kept_as_they_are(repository: Path) -> None:
     write_shades("train/", count=5)
     write_shades("test/", count=3)
