@@ -485,7 +485,11 @@ WRONG_FOLDERS: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "a third part": (
         lambda: (write_shades("train/"), write_shades("test/"), write_shades("val/")),
-        "beside train/ and test/ there is val/",
+        "beside train/ and test/ there is 'val'",
+    ),
+    "a picture beside train and test": (
+        lambda: (write_shades("train/"), write_shades("test/"), write("1.webp")),
+        "beside train/ and test/ there is '1.webp'",
     ),
     "one class in test": (
         lambda: (write_shades("train/"), write("test/cat/1.png")),

@@ -79,10 +79,10 @@ def load(params: Params) -> Dataset:
     root = Path(params.path)
     if not root.is_dir():
         raise StageError(f"{root}: no such folder; {LAYOUT}")
-    folders = {_normal(entry.name) for entry in _entries(root) if entry.is_dir()}
-    divided = folders >= {"train", "test"}
-    if divided and (others := folders - {"train", "test"}):
-        raise StageError(f"{root}: beside train/ and test/ there is {min(others)}/; remove it; {LAYOUT}")
+    content = {entry.name for entry in _entries(root) if entry.is_dir() or _named_as_picture(entry)}
+    divided = content >= {"train", "test"}
+    if divided and (others := content - {"train", "test"}):
+        raise StageError(f"{root}: beside train/ and test/ there is {min(others)!r}; remove it; {LAYOUT}")
     trees = {part: _files_of_classes(root / part) for part in (("train", "test") if divided else ("",))}
     classes, *also = (tuple(tree) for tree in trees.values())
     if also and (differing := set(classes).symmetric_difference(*also)):
@@ -93,8 +93,8 @@ def load(params: Params) -> Dataset:
     files = [
         (f"{part}/{name}/{_normal(file.name)}".removeprefix("/"), classes.index(name), file)
         for part, tree in trees.items()
-        for name, content in tree.items()
-        for file in content
+        for name, entries in tree.items()
+        for file in entries
     ]
     pictures, reasons = _read(files, params)
     if reasons and not params.skip_unreadable:
