@@ -43,6 +43,7 @@ MEMBERS = dict.fromkeys((*TRAIN, TEST), RECORDS * RECORD)  # their sizes in byte
 ASIDE = (f"{FOLDER}/batches.meta.txt", f"{FOLDER}/readme.html")  # what else the archive holds; not used
 # The archive's headers, padding and what stands aside take 20 kB; more than this is not decompressed.
 MARGIN = 1 << 20
+CHUNK = 1 << 18  # bytes of the file that are read at once
 
 OFFICIAL = "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd"
 # Known archives: what they are, and how many of their first test images are the official ones.
@@ -174,11 +175,10 @@ class _Inflated:
 
     def _next(self, most: int) -> bytes:
         """Up to `most` bytes, none at times; raises `tarfile.ReadError` when the file ends too early."""
-        chunk = self._stream.unconsumed_tail or self._file.read(1 << 18)
-        piece = self._stream.decompress(chunk, most)
-        if not chunk and not piece and not self._stream.eof:
+        chunk = self._stream.unconsumed_tail or self._file.read(CHUNK)
+        if not chunk and not self._stream.eof:
             raise tarfile.ReadError("the gzip stream is cut short")
-        return piece
+        return self._stream.decompress(chunk, most)
 
 
 def _split(archive: Path, batches: Mapping[str, bytes]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
