@@ -17,7 +17,7 @@ import numpy as np
 import platformdirs
 
 from stages import failure, splits
-from stages.datasets import Dataset, Images, cifar10, digits
+from stages.datasets import Dataset, Images, cifar10, digits, folder
 from stages.exclusive import exclusive
 from stages.outputs import require_space, write_json
 from stages.params import Section, load
@@ -27,8 +27,9 @@ from stages.records import DatasetRecord, Source, SplitRecord
 class DatasetParams(Section):
     """`dataset` of params.yaml: the name of one, and the choices of each that has some."""
 
-    name: Literal["cifar10", "digits"]
+    name: Literal["cifar10", "digits", "folder"]
     cifar10: cifar10.Params
+    folder: folder.Params
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -46,6 +47,8 @@ def load_dataset(params: DatasetParams) -> Dataset:
             return cifar10.load(params.cifar10, os.environ.get("DATASET_SOURCES", "").split(), cache_folder())
         case "digits":
             return digits.load()
+        case "folder":
+            return folder.load(params.folder)
 
 
 def cache_folder() -> Path:

@@ -134,9 +134,7 @@ def confusion(labels: Integers, predicted: Integers, classes: Sequence[str]) -> 
     )
 
 
-def most_confused(
-    labels: Integers, predicted: Integers, classes: Sequence[str], most: int = 10
-) -> pd.DataFrame:
+def most_confused(labels: Integers, predicted: Integers, classes: Sequence[str], most: int = 10) -> pd.DataFrame:
     """Return the mistakes among `confusion`'s rows, most frequent first, ties in the order of `classes`."""
     pairs = confusion(labels, predicted, classes)
     mistakes = pairs[(pairs["label"] != pairs["predicted"]) & (pairs["count"] > 0)]

@@ -126,9 +126,7 @@ def test_a_member_that_is_no_file_is_refused_even_under_a_known_name(archive: Pa
 
 
 def test_another_folder_is_refused(archive: Path) -> None:
-    refused(
-        archive, SOUND + member("elsewhere", type=tarfile.DIRTYPE) + END, match="'elsewhere' is not a file"
-    )
+    refused(archive, SOUND + member("elsewhere", type=tarfile.DIRTYPE) + END, match="'elsewhere' is not a file")
 
 
 def test_a_folder_with_content_is_refused(archive: Path) -> None:
@@ -295,8 +293,7 @@ headers = st.builds(
     member,
     name=st.sampled_from([*MEMBERS, FOLDER, "../x", f"{FOLDER}/readme.html"]) | st.text(max_size=120),
     content=st.sampled_from([b"", *CONTENT.values()]) | st.binary(max_size=1100),
-    type=st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.XHDTYPE])
-    | st.binary(min_size=1, max_size=1),
+    type=st.sampled_from([tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.XHDTYPE]) | st.binary(min_size=1, max_size=1),
     size=st.sampled_from([*MEMBERS.values()]) | st.integers(-(256**11), 256**11 - 1),
     linkname=st.text(max_size=120),
 )
@@ -368,7 +365,6 @@ def test_the_training_files_of_the_rebuilt_archive_are_the_official_ones(tmp_pat
     planes = dataset.train.images.transpose(0, 3, 1, 2).reshape(-1, RECORD - 1)
     again = np.concatenate([dataset.train.labels[:, None], planes], axis=1)
     found = [
-        hashlib.sha256(again[start : start + 10_000].tobytes()).hexdigest()
-        for start in range(0, 50_000, 10_000)
+        hashlib.sha256(again[start : start + 10_000].tobytes()).hexdigest() for start in range(0, 50_000, 10_000)
     ]
     assert tuple(found) == OFFICIAL_TRAIN_SHA256

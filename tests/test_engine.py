@@ -221,9 +221,7 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_weights(tmp_path: Path) 
 def test_a_loss_that_is_not_finite_names_epoch_and_step(tmp_path: Path) -> None:
     model = build()
     poison = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: (
-            epoch == 1 and model.layers[-1].kernel.assign(np.full((8, 3), np.nan))
-        )
+        on_epoch_begin=lambda epoch, logs: epoch == 1 and model.layers[-1].kernel.assign(np.full((8, 3), np.nan))
     )
     with pytest.raises(StageError, match=r"the loss is nan in epoch 2, step 1; no model was written"):
         trainer(model, tmp_path, poison).run()

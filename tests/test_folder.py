@@ -189,9 +189,7 @@ def test_what_cannot_be_read_has_a_reason(kind: str) -> None:
     form=st.sampled_from(sorted(SMALL)),
     places=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 9), st.binary(max_size=4)), max_size=3),
 )
-def test_any_damage_to_a_picture_gives_pixels_or_a_reason(
-    form: str, places: list[tuple[int, int, bytes]]
-) -> None:
+def test_any_damage_to_a_picture_gives_pixels_or_a_reason(form: str, places: list[tuple[int, int, bytes]]) -> None:
     content = SMALL[form]
     for start, length, new in places:
         content = content[:start] + new + content[start + length :]

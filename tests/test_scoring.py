@@ -132,9 +132,7 @@ def test_confusion_counts_labels_stored_in_eight_bits() -> None:
 
 def test_most_confused_lists_mistakes_by_count_and_ties_in_class_order() -> None:
     # Each pair of six classes once, right ones too, and (4, 2) once more.
-    labels, predicted = (
-        np.append(indices, last) for indices, last in zip(np.mgrid[:6, :6], (4, 2), strict=True)
-    )
+    labels, predicted = (np.append(indices, last) for indices, last in zip(np.mgrid[:6, :6], (4, 2), strict=True))
     rows = most_confused(labels, predicted, "abcdef", most=9).to_numpy().tolist()
     assert rows == [
         ["e", "c", 2],
@@ -213,13 +211,9 @@ def test_the_metrics_agree_with_scikit_learn(case: Case) -> None:
             "precision_macro": precision,
             "recall_macro": recall,
             "f1_macro": f1,
-            "kappa": sklearn_metrics.cohen_kappa_score(
-                labels, predicted, labels=known, replace_undefined_by=0.0
-            ),
+            "kappa": sklearn_metrics.cohen_kappa_score(labels, predicted, labels=known, replace_undefined_by=0.0),
             "matthews": sklearn_metrics.matthews_corrcoef(labels, predicted),
-            "brier": sklearn_metrics.brier_score_loss(
-                labels, probabilities, labels=known, scale_by_half=False
-            ),
+            "brier": sklearn_metrics.brier_score_loss(labels, probabilities, labels=known, scale_by_half=False),
         }
     assert {name: result[name] for name in of_sklearn} == pytest.approx(of_sklearn, rel=1e-6, abs=1e-12)
 

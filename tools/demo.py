@@ -20,6 +20,7 @@ from stages.failure import StageError
 from stages.params import read
 from tools import metrics
 
+COPIED = ("stages", "pictures", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore")
 CHOICES = {"dataset": {"name": "digits"}, "runtime": {"cpu_isa": "avx2"}}
 
 
@@ -39,7 +40,7 @@ def copy_tracked(source: Path, target: Path) -> None:
     """Bring the code and configuration in `target` to those of the checkout `source`, outputs left out."""
     try:
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "stages", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore"],
+            ["git", "ls-files", "-z", "--", *COPIED],
             cwd=source,
             check=True,
             capture_output=True,

@@ -192,9 +192,7 @@ def _entries(folder: Path) -> list[Path]:
         if entry.name.startswith(".") or entry.name in PASSED_OVER:
             continue
         if entry.is_symlink() and entry.is_dir():
-            raise StageError(
-                f"{entry}: a link to a folder, in which DVC sees no change; move the folder here"
-            )
+            raise StageError(f"{entry}: a link to a folder, in which DVC sees no change; move the folder here")
         entries.append(entry)
     return sorted(entries, key=lambda entry: (_normal(entry.name), entry.name))
 
