@@ -1,0 +1,167 @@
+"""stages/train.py as a process: the same bytes twice, killed or not, and one line for each failure."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.project import Project, make_project
+
+OUTPUTS = ("models/model.keras", "metrics/train.json", "metrics/history.csv")
+COMMAND = (sys.executable, "-m", "stages.train")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project with processed data, nothing trained, that checkpoints after every call of the steps."""
+    project = make_project(tmp_path_factory.mktemp("prepared") / "project", tmp_path_factory.mktemp("home"))
+    project.choose("train.epochs", 30)
+    project.choose("train.checkpoint_minutes", 1e-9)
+    assert project.repro("preprocess") == ["download", "preprocess"]
+    return project
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Project, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The outputs of a run that nothing disturbed."""
+    project = prepared.copy(tmp_path_factory.mktemp("undisturbed") / "project")
+    project.run(*COMMAND)
+    return outputs(project)
+
+
+@pytest.fixture
+def project(prepared: Project, tmp_path: Path) -> Project:
+    return prepared.copy(tmp_path / "project")
+
+
+def outputs(project: Project) -> dict[str, bytes]:
+    return {name: (project.folder / name).read_bytes() for name in OUTPUTS}
+
+
+def start(project: Project) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        COMMAND,
+        cwd=project.folder,
+        env=project.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def training(project: Project) -> Iterator["subprocess.Popen[str]"]:
+    """A trainer that has written its first checkpoint and goes on."""
+    process = start(project)
+    wait_for_checkpoint(project, process)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def wait_for_checkpoint(project: Project, process: "subprocess.Popen[str]") -> None:
+    deadline = time.monotonic() + 120
+    while not any(project.folder.glob("checkpoints/*.npz")):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_another_process_writes_the_same_bytes(project: Project, undisturbed: dict[str, bytes]) -> None:
+    environment = {**project.environment, "PYTHONHASHSEED": "1", "LANG": "C", "TZ": "Asia/Tokyo"}
+    Project(project.folder, environment).run(*COMMAND)
+    assert outputs(project) == undisturbed
+
+
+def test_a_run_killed_again_and_again_ends_in_the_same_bytes(
+    project: Project, undisturbed: dict[str, bytes]
+) -> None:
+    moments = random.Random(0)
+    for _ in range(3):
+        process = start(project)
+        wait_for_checkpoint(project, process)
+        # On the second and third start there is a checkpoint already: the delay spans start-up and steps.
+        time.sleep(moments.uniform(0, 6))
+        process.kill()
+        process.communicate()
+    assert not (project.folder / "models/model.keras").exists(), "no run was killed before its end"
+    assert "train: resuming after epoch" in project.run(*COMMAND).stderr
+    assert outputs(project) == undisturbed
+    assert not any(project.folder.glob("checkpoints/*"))
+
+
+def test_ctrl_c_ends_with_one_line_and_keeps_the_checkpoint(
+    project: Project, training: "subprocess.Popen[str]"
+) -> None:
+    training.send_signal(signal.SIGINT)
+    _, errors = training.communicate(timeout=30)
+    assert training.returncode == 130
+    assert errors.splitlines()[-1] == "train: stopped by Ctrl-C"
+    assert "Traceback" not in errors
+    assert any(project.folder.glob("checkpoints/*.npz"))
+    assert not (project.folder / "models/model.keras").exists()
+
+
+def test_a_second_trainer_is_refused_while_the_first_lives(
+    project: Project, training: "subprocess.Popen[str]"
+) -> None:
+    training.send_signal(signal.SIGSTOP)  # alive, as a trainer whose `dvc` was killed
+    second = project.run(*COMMAND, check=False)
+    assert second.returncode == 1
+    assert f"is being written by process {training.pid}" in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+    os.kill(training.pid, signal.SIGCONT)
+
+
+def test_a_loss_that_explodes_stops_training_and_writes_no_model(project: Project) -> None:
+    project.choose("train.learning_rate", 1e30)
+    failed = project.run(*COMMAND, check=False)
+    assert failed.returncode == 1
+    assert "train: the loss is " in failed.stderr
+    assert "in epoch 1, step " in failed.stderr
+    assert not any((project.folder / name).exists() for name in OUTPUTS)
+
+
+def test_a_changed_byte_in_the_data_is_caught_before_training(project: Project) -> None:
+    path = project.folder / "data/processed/train.npz"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(content)
+    failed = project.run(*COMMAND, check=False)
+    assert failed.returncode == 1
+    assert "data/processed/train.npz" in failed.stderr
+    assert "dvc repro" in failed.stderr
+    assert "epoch" not in failed.stderr
+
+
+@pytest.mark.parametrize("value", [".", "nowhere.Callback", "stages.train.run_key", "keras.callbacks.Nothing"])
+def test_a_callback_that_cannot_be_made_is_named(project: Project, value: str) -> None:
+    project.choose("train.callbacks", [value])
+    failed = project.run(*COMMAND, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith(f"train: train.callbacks: '{value}' cannot be made:")
+
+
+def test_a_person_s_own_callback_is_called(project: Project) -> None:
+    (project.folder / "mine.py").write_text(
+        "import keras\n\n\nclass Mine(keras.callbacks.Callback):\n"
+        "    def on_train_end(self, logs=None):\n        print('mine was called')\n",
+        encoding="utf-8",
+    )
+    project.choose("train.callbacks", ["mine.Mine"])
+    project.choose("train.epochs", 1)
+    assert "mine was called" in project.run(*COMMAND).stdout
+
+
+def test_tensorboard_s_logs_are_written_and_git_ignores_them(project: Project) -> None:
+    project.choose("train.epochs", 1)
+    project.run(*COMMAND)
+    assert any(project.folder.glob("logs/tensorboard/*/train/events.out.*"))
+    assert any(project.folder.glob("logs/tensorboard/*/validation/events.out.*"))
