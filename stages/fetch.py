@@ -23,20 +23,22 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from stages.failure import StageError
 from stages.outputs import replacing, require_space, sync_folder
 
-if TYPE_CHECKING:
-    from requests import Response  # at run time requests is imported by the first download: it takes 0.2 s
+if TYPE_CHECKING:  # at run time the first download imports them: they take 0.3 s
+    from requests import Response
+    from tqdm import tqdm
+
+LINE_EVERY = 10.0  # seconds between two lines of progress where there is no terminal
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def fetch(
     except Timeout:
         _say(f"{to.name}: waiting for another process that is fetching it")
         held = lock.acquire()
-    with held, _Download(to, sha256, size, patience) as download:
+    with held, closing(_Download(to, sha256, size, patience)) as download:
         found = _sha256(to)  # again: another process may have fetched it while this one waited
         if found == sha256:
             return to
@@ -91,11 +93,35 @@ class _Failed(Exception):
 
 
 class _Slow(_Failed):
-    """A source gives the file too slowly; it is asked again when the others have failed."""
+    """A source is too slow or silent; whatever it has brought, the others are asked first."""
 
 
 class _Refused(_Failed):
     """A source will not give the file, however often it is asked."""
+
+
+@contextmanager
+def _network_errors() -> Iterator[None]:
+    """Turn what requests and urllib3 raise into `_Failed` or its like, in the words of the system."""
+    from ssl import SSLCertVerificationError
+
+    from requests import exceptions
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+    try:
+        yield
+    except (exceptions.Timeout, ReadTimeoutError) as error:
+        raise _Slow("was silent for too long") from error
+    except (exceptions.RequestException, HTTPError, ValueError) as error:  # ValueError: not a URL
+        cause: BaseException = error  # the system's own error lies below several of theirs
+        while not getattr(cause, "strerror", None) and (below := cause.__cause__ or cause.__context__):
+            cause = below
+        words = "closed the connection early" if isinstance(error, HTTPError) else f"failed: {cause}"
+        if isinstance(cause, OSError) and cause.strerror:
+            words = f"failed: {cause.strerror}"
+        for_good = isinstance(error, (exceptions.TooManyRedirects, ValueError))
+        for_good |= isinstance(cause, SSLCertVerificationError)
+        raise (_Refused if for_good else _Failed)(words) from error
 
 
 class _Download:
@@ -114,13 +140,11 @@ class _Download:
         noted = self.note.read_text(encoding="utf-8").split("\n") if self.note.exists() else []
         self.origin = (noted[0], noted[1]) if len(noted) == 2 else ("", "")  # source and validator
 
-    def __enter__(self) -> "_Download":
-        return self
-
-    def __exit__(self, *exception: object) -> None:
+    def close(self) -> None:
+        """Leave what has arrived to the next run, and nothing if nothing has."""
         self.file.close()
         if not self.have:
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)
             self.note.unlink(missing_ok=True)
 
     def from_first_of(self, sources: Sequence[str], hint: str) -> Path:
@@ -138,14 +162,17 @@ class _Download:
                     self._from_web(source, any_speed=not first or source == left[-1])
                     break
                 except _Failed as failure:
-                    reasons[source] = f"{_shown(source)} {failure}"
-                    _say(f"{self.to.name}: {reasons[source]}")
+                    if reasons.get(source) != (reason := f"{_shown(source)} {failure}"):
+                        _say(f"{self.to.name}: {reason}")
+                    reasons[source] = reason
                     if isinstance(failure, _Refused):
                         left.remove(source)
             first, in_vain = False, 0 if self.best > best else in_vain + 1
         if not self.complete:
             why = "; ".join(reasons.values()) or "none is named"
-            raise StageError(f"{self.to.name}: no source has it with sha256 {self.sha256}: {why}. {hint}".rstrip())
+            raise StageError(
+                f"{self.to.name}: no source has it with sha256 {self.sha256}: {why}. {hint}".rstrip()
+            )
         os.fsync(self.file.fileno())
         self.path.replace(self.to)
         sync_folder(self.to.parent)
@@ -180,13 +207,13 @@ class _Download:
                 return
             wrong = f"sent {self.have:,} bytes with sha256 {self.hash.hexdigest()}, expected {self.sha256}"
             for_good = self.whole or asked_again
-            self._restart()
-            self.best = 0
+            self._restart(wrong=True)
             if for_good:
                 raise _Refused(wrong)
             asked_again = True
             _say(f"{self.to.name}: the parts do not make the file; {_shown(source)} is asked for the whole")
 
+    @_network_errors()
     def _receive(self, source: str) -> None:
         """Ask `source` once for what is missing and append it; return when it has sent all that it has."""
         import requests
@@ -198,14 +225,13 @@ class _Download:
             if known and self.origin[1]:
                 headers["If-Range"] = self.origin[1]
         timeout = self.patience.connect, self.patience.read
-        with (
-            _network_errors(),
-            requests.get(source, headers=headers, stream=True, timeout=timeout) as response,
-        ):
+        with requests.get(source, headers=headers, stream=True, timeout=timeout) as response:
             if response.status_code == 416 and self.have:
-                return  # it has no more than is here already: the hash decides
+                self.whole = False  # it has no more than is here already, or now has less
+                return
             begin, total = _extent(response, self.size)
-            validator = _validator(response)
+            etag = response.headers.get("ETag", "")  # a weak one, W/"…", does not promise the same bytes
+            validator = etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
             if known and response.status_code == 206:
                 validator = validator or self.origin[1]  # which an answer to If-Range need not repeat
             if self.have and (begin != self.have or (known and validator != self.origin[1])):
@@ -241,7 +267,7 @@ class _Download:
 
     def _append(self, chunk: bytes) -> None:
         if self.size and self.have + len(chunk) > self.size:
-            self._restart(best=0)
+            self._restart(wrong=True)
             raise _Refused(f"sends more than {self.size:,} bytes")
         self.hash.update(chunk)
         self.have += len(chunk)
@@ -253,11 +279,11 @@ class _Download:
             error.filename = str(self.path)  # the system does not say which file
             raise
 
-    def _restart(self, best: int | None = None) -> None:
-        """Drop all bytes; when they were wrong, `best` is 0."""
+    def _restart(self, wrong: bool = False) -> None:
+        """Drop all bytes; if they were wrong, having them was no progress either."""
         self.file.truncate(0)
         self.hash, self.have, self.whole = hashlib.sha256(), 0, True
-        self.best = self.best if best is None else best
+        self.best = 0 if wrong else self.best
 
 
 class _Floor:
@@ -274,7 +300,7 @@ class _Floor:
         if seconds >= self.window:
             speed = self.bytes / seconds
             if speed < self.floor:
-                raise _Slow(f"sends {speed / 1e3:.1f} kB/s, less than {self.floor / 1e3:g}")
+                raise _Slow(f"sends {speed / 1e3:.1f} kB/s, less than {self.floor / 1e3:g} kB/s")
             self.since, self.bytes = time.monotonic(), 0
 
 
@@ -289,11 +315,13 @@ class _Lines(io.StringIO):
 
 
 def _progress(name: str, have: int, end: int | None) -> "tqdm[NoReturn]":
-    """Return a bar, with speed and remaining time: redrawn on a terminal, elsewhere a line every ten seconds."""
-    drawn: dict[str, Any] = {"mininterval": 10, "delay": 10, "miniters": 1, "file": _Lines()}
-    drawn["bar_format"] = "{desc}: {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left"
-    if sys.stderr.isatty():
-        drawn = {}
+    """Return a bar with speed and remaining time; where stderr is no terminal, it is lines."""
+    from tqdm import tqdm
+
+    drawn: dict[str, Any] = {}
+    if not sys.stderr.isatty():
+        drawn = {"file": _Lines(), "mininterval": LINE_EVERY, "delay": LINE_EVERY, "miniters": 1}
+        drawn["bar_format"] = "{desc}: {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left"
     return tqdm(desc=name, initial=have, total=end, unit="B", unit_scale=True, leave=False, **drawn)
 
 
@@ -311,46 +339,16 @@ def _extent(response: "Response", size: int | None) -> tuple[int, int | None]:
     else:
         said = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", ""))
         begin, total = (int(said[1]), int(said[2])) if said else (-1, None)
-    if "text/html" in headers.get("Content-Type", "") and total != (size or -1):
+    if "text/html" in headers.get("Content-Type", "") and (size is None or total != size):
         raise _Refused(f"answers {status} with an HTML page instead of the file")
     if size and total not in (None, size):
         raise _Refused(f"has {total:,} bytes, expected {size:,}")
     return begin, total
 
 
-def _validator(response: "Response") -> str:
-    """Return what If-Range may name: a strong ETag (W/"…" does not promise the same bytes) or a date."""
-    etag: str = response.headers.get("ETag", "")
-    return etag if etag.startswith('"') else response.headers.get("Last-Modified", "")
-
-
-@contextmanager
-def _network_errors() -> Iterator[None]:
-    """Turn what requests and urllib3 raise into `_Failed` or `_Refused`, in the system's words."""
-    from requests import RequestException, exceptions
-    from urllib3.exceptions import HTTPError, ReadTimeoutError
-
-    try:
-        yield
-    except (exceptions.Timeout, ReadTimeoutError) as error:
-        raise _Failed("was silent for too long") from error
-    except (RequestException, HTTPError) as error:
-        cause: BaseException | None = error  # the system's error is below several layers of theirs
-        while cause and not getattr(cause, "strerror", None):
-            cause = cause.__cause__ or cause.__context__
-        words = getattr(cause, "strerror", None) or (
-            "closed the connection early" if isinstance(error, HTTPError) else error
-        )
-        for_good = isinstance(error, (exceptions.TooManyRedirects, exceptions.SSLError, ValueError))
-        raise (_Refused if for_good else _Failed)(f"failed: {words}") from error
-
-
 def _local(source: str, sha256: str) -> Path:
-    """Return the path of a local source that has the hash."""
-    url = urlsplit(source) if source.startswith("file:") else None
-    if url and url.netloc not in ("", "localhost"):
-        raise _Refused("names a host: a file URL has three slashes before an absolute path")
-    path = Path(unquote(url.path)) if url else Path(source).expanduser()
+    """Return the path of a local source, once it has been found to have the hash."""
+    path = Path(unquote(source[7:]) if source.startswith("file://") else source).expanduser()
     try:
         found = _sha256(path)
     except OSError as error:
