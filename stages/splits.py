@@ -12,6 +12,7 @@ Formats: PKWARE's APPNOTE.TXT 6.3 (zip) and numpy.lib.format 1.0 (npy).
 import hashlib
 import math
 import mmap
+import os
 import re
 import shlex
 import struct
@@ -32,7 +33,7 @@ from stages.outputs import replacing
 MEMBERS = ("images.npy", "labels.npy")
 # Of each dtype, the dimensions of images and labels: raw splits, and processed ones with one-hot labels.
 DIMENSIONS = {"|u1": (4, 1), "<f4": (4, 2)}
-CHUNK = 1 << 20  # bytes read at a time: they fit a core's cache, and the calls do not count
+CHUNK = 1 << 20  # bytes at a time: few calls, and little memory
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
 # An array's header has one length, so that its place in the file follows from the member's.
@@ -78,21 +79,22 @@ class Split:
 def write(path: Path, images: NDArray[Any] | Parts, labels: NDArray[Any]) -> str:
     """Write a split, shapes and dtypes as in `Split`, and return its digest.
 
-    The parts of images may share one buffer, and may fill in `labels` as they come: both members are
-    written in order. Raises `ValueError` for arrays that are not a split, a defect of the caller.
+    The parts of images must stay as they are once given; they may fill in `labels`, which is read after them.
+    Raises `ValueError` for arrays that are not a split, a defect of the caller.
     """
     if isinstance(images, np.ndarray):
         images = Parts(images.shape, [images])
-    dtype = labels.dtype.newbyteorder("<")
+    dtype = labels.dtype
     if DIMENSIONS.get(dtype.str) != (len(images.shape), labels.ndim) or images.shape[0] != len(labels):
         raise ValueError(f"{path}: images {images.shape} and {dtype} labels {labels.shape} are no split")
-    digest = hashlib.sha256()
     with (
         replacing(path) as partial,
         partial.open("wb") as file,
         zipfile.ZipFile(file, "w") as archive,
-        ThreadPoolExecutor(1) as hasher,
+        ThreadPoolExecutor(2) as helpers,
     ):
+        digest = _Digest(helpers)
+        synced = helpers.submit(os.fsync, file.fileno())
         for name, array in zip(MEMBERS, (images, Parts(labels.shape, [labels])), strict=True):
             member = zipfile.ZipInfo(name)  # dated 1980-01-01, where zip's calendar starts
             member.create_system, member.external_attr = 3, 0o644 << 16  # Unix, whatever the system
@@ -106,14 +108,16 @@ def write(path: Path, images: NDArray[Any] | Parts, labels: NDArray[Any]) -> str
                     if part.dtype != dtype or part.shape[1:] != array.shape[1:]:
                         raise ValueError(f"{path}: {part.dtype} {part.shape} in {dtype} {array.shape}")
                     rows += len(part)
-                    content = np.ascontiguousarray(part, dtype).data
-                    # Hashing takes as long as writing; neither needs Python's lock, so do both at once.
-                    hashed = hasher.submit(digest.update, content)
+                    content = np.ascontiguousarray(part).data
+                    digest.update(content)
                     stream.write(content)
-                    hashed.result()
+                    if synced.done():  # the disk is to work meanwhile, not all at the end
+                        synced.result()  # an error of the disk is told once only: here
+                        synced = helpers.submit(os.fsync, file.fileno())
             if rows != array.shape[0]:
                 raise ValueError(f"{path}: {rows} rows came for {array.shape}")
-    return digest.hexdigest()
+        synced.result()
+        return digest.hexdigest()
 
 
 def read(path: Path, sha256: str | None = None) -> Split:
@@ -122,10 +126,10 @@ def read(path: Path, sha256: str | None = None) -> Split:
     Raises `StageError` when the file is missing, is not one that `write` wrote, or has another digest than
     `sha256`, if that is given.
     """
-    digest = hashlib.sha256()
     arrays = []
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, ThreadPoolExecutor(1) as helper:
+            digest = _Digest(helper)
             with zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
             if tuple(member.filename for member in members) != MEMBERS:
@@ -142,7 +146,8 @@ def read(path: Path, sha256: str | None = None) -> Split:
         # zipfile's words for bytes that it cannot make sense of, or those of _verify.
         raise changed(path, f"not a whole split: {error}") from None
     images, labels = (
-        np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape) for dtype, shape, offset in arrays
+        np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
+        for dtype, shape, offset in arrays
     )
     if (
         images.dtype != labels.dtype
@@ -150,9 +155,10 @@ def read(path: Path, sha256: str | None = None) -> Split:
         or len(images) != len(labels)
     ):
         raise changed(path, f"not a split: {images.dtype} {images.shape}, {labels.dtype} {labels.shape}")
-    if sha256 not in (None, digest.hexdigest()):
-        raise changed(path, f"SHA-256 of the content {sha256} expected, {digest.hexdigest()} found")
-    return Split(images, labels, digest.hexdigest(), mapped)
+    found = digest.hexdigest()
+    if sha256 not in (None, found):
+        raise changed(path, f"SHA-256 of the content {sha256} expected, {found} found")
+    return Split(images, labels, found, mapped)
 
 
 def changed(path: Path, problem: str) -> StageError:
@@ -169,6 +175,24 @@ def changed(path: Path, problem: str) -> StageError:
     )
 
 
+class _Digest:
+    """SHA-256 in a helper thread: it takes as long as the rest of the work, and holds no lock of Python's."""
+
+    def __init__(self, helper: ThreadPoolExecutor) -> None:
+        self._sha256 = hashlib.sha256()
+        self._helper = helper
+        self._last = helper.submit(self._sha256.update, b"")
+
+    def update(self, block: bytes | memoryview) -> None:
+        """Start hashing `block`, after waiting for the one before."""
+        self._last.result()
+        self._last = self._helper.submit(self._sha256.update, block)
+
+    def hexdigest(self) -> str:
+        self._last.result()
+        return self._sha256.hexdigest()
+
+
 def _header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     length = _HEADER_SIZE - 10
     text = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {shape}, }}".ljust(length - 1)
@@ -182,7 +206,7 @@ def _padding(offset: int, name: str) -> bytes:
 
 
 def _verify(
-    file: BinaryIO, start: int, member: zipfile.ZipInfo, digest: "hashlib._Hash"
+    file: BinaryIO, start: int, member: zipfile.ZipInfo, digest: _Digest
 ) -> tuple[str, tuple[int, ...]]:
     """Add a member's bytes to `digest`, return its dtype and shape; ValueError when they are not right."""
     file.seek(start)
