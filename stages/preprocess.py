@@ -14,14 +14,14 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from stages import failure, splits
+from stages.exclusive import exclusive
 from stages.failure import StageError
 from stages.outputs import require_space, write_json
 from stages.params import Section, load
-
-SCHEMA_VERSION = 1
+from stages.records import Source, SplitRecord, Statistics, read_record, read_split
 
 
 class PreprocessParams(Section):
@@ -33,38 +33,12 @@ class PreprocessParams(Section):
     seed: int = Field(ge=0)
 
 
-class SplitRecord(BaseModel):
-    """What the JSON file beside the splits says of one.
-
-    images: how many; shape: (H, W, C); official: how many of the first images are those that the dataset's
-    authors published; sha256: digest of the content.
-    """
-
-    model_config = ConfigDict(strict=True)
-    images: int
-    shape: list[int]
-    class_counts: list[int]
-    official: int
-    sha256: str
-
-
-class Source(BaseModel):
-    """source.json, the download stage's record of what it brought; classes: names in label order."""
-
-    model_config = ConfigDict(strict=True)
-    schema_version: Literal[1]
-    name: str
-    sha256: str
-    edition: str
-    classes: list[str]
-    splits: dict[Literal["train", "test"], SplitRecord] = Field(min_length=2)
-
-
 def main(arguments: Sequence[str]) -> None:
     """Parse, load, call; `preprocess` saves."""
     options = _parse(arguments)
     params = load(options.params, "preprocess", PreprocessParams)
-    preprocess(options.raw, options.out, params)
+    with exclusive(options.out):
+        preprocess(options.raw, options.out, params)
 
 
 def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
@@ -73,13 +47,8 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
     Raises `StageError` when what is in `raw` is not what source.json says, when a split would be empty or
     cannot be standardized, and when the disk is too full.
     """
-    source = read_source(raw / "source.json")
-    train = read_split(raw / "train.npz", source, source.splits["train"])
-    test = read_split(raw / "test.npz", source, source.splits["test"])
-    shape, classes = train.images.shape[1:], len(source.classes)
-    if test.images.shape[1:] != shape:
-        found = test.images.shape[1:]
-        raise splits.changed(raw / "test.npz", f"images of {shape}, as in train.npz, expected, {found} found")
+    source = read_record(raw / "source.json", Source)
+    train, test = read_split(raw, "train", source), read_split(raw, "test", source)
     kept, held_out = choose_validation(train.labels, params)
     parts = {
         "train": (train, kept, source.splits["train"]),
@@ -101,48 +70,16 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
             class_counts=np.bincount(labels, minlength=classes).tolist(),
             official=int(np.count_nonzero(indices < record.official)),  # the first: indices ascend
             sha256=splits.write(out / f"{name}.npz", images, np.eye(classes, dtype=np.float32)[labels]),
-        ).model_dump()
-    write_json(
-        out / "statistics.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "dataset": source.model_dump(include={"name", "sha256", "edition"}),
-            "classes": source.classes,
-            "scaling": params.scaling,
-            "mean": mean,
-            "std": std,
-            "splits": records,
-        },
+        )
+    statistics = Statistics(
+        dataset=source.dataset,
+        classes=source.classes,
+        scaling=params.scaling,
+        mean=mean,
+        std=std,
+        splits=records,
     )
-
-
-def read_source(path: Path) -> Source:
-    """Return source.json, or raise `StageError` when it is missing or not what the download stage writes."""
-    try:
-        return Source.model_validate_json(path.read_bytes())
-    except FileNotFoundError:
-        raise StageError(f"{path}: no such file; run: dvc repro") from None
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise splits.changed(path, f"{where}: {first['msg']}") from None
-
-
-def read_split(path: Path, source: Source, expected: SplitRecord) -> splits.Split:
-    """Return the raw split at `path`, or raise `StageError` when it is not the one that source.json names."""
-    split = splits.read(path, expected.sha256)
-    shape = (expected.images, *expected.shape)
-    if split.images.dtype != np.uint8 or split.images.shape != shape:
-        found = f"{split.images.dtype} {split.images.shape}"
-        raise splits.changed(path, f"images of uint8 {shape} expected, {found} found")
-    if split.labels.max() >= len(source.classes):
-        image = int(split.labels.argmax())
-        label = split.labels[image]
-        raise splits.changed(path, f"label {label} of image {image} is none of {len(source.classes)} classes")
-    counts = np.bincount(split.labels, minlength=len(source.classes)).tolist()
-    if counts != expected.class_counts:
-        raise splits.changed(path, f"class counts {expected.class_counts} expected, {counts} found")
-    return split
+    write_json(out / "statistics.json", statistics.model_dump())
 
 
 def choose_validation(
