@@ -1,11 +1,13 @@
 """Checkpoints of a training run: whole or not there, the last two, and only ever those of the same run.
 
-One file holds all: arrays and a JSON text, as an uncompressed .npz whose checksums tell a damaged one.
+One file holds all: arrays and a JSON text as an uncompressed .npz, then the 32 bytes of its SHA-256. The
+checksums inside an .npz are not enough: a changed bit in a header gives other arrays, and no error.
 """
 
+import hashlib
+import io
 import json
 import sys
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from stages.outputs import replacing
 
 KEPT = 2
+DIGEST_SIZE = 32
 
 
 class Checkpoints:
@@ -31,10 +34,11 @@ class Checkpoints:
 
     def save(self, epoch: int, step: int, arrays: Sequence[NDArray[Any]], state: Mapping[str, Any]) -> None:
         """Write one checkpoint, synced and then moved to its name; drop all but the last `KEPT`."""
+        content = io.BytesIO()
+        np.savez(content, *arrays, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
+        content.write(hashlib.sha256(content.getbuffer()).digest())
         with replacing(self._folder / f"{self._prefix}-{epoch:06d}-{step:09d}.npz") as partial:
-            text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-            with partial.open("wb") as file:
-                np.savez(file, *arrays, state=text)
+            partial.write_bytes(content.getbuffer())
         for path in self._own()[:-KEPT]:
             path.unlink()
 
@@ -51,20 +55,20 @@ class Checkpoints:
                 file=sys.stderr,
             )
         for path in reversed(self._own()):
-            try:
-                with np.load(path, allow_pickle=False) as file:
-                    state = json.loads(file["state"].tobytes())
-                    arrays = [file[f"arr_{index}"] for index in range(len(file.files) - 1)]
-            except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-                print(f"train: {path} is damaged ({error}); using the one before it", file=sys.stderr)
+            content = path.read_bytes()
+            if hashlib.sha256(content[:-DIGEST_SIZE]).digest() != content[-DIGEST_SIZE:]:
+                print(f"train: {path} is damaged; using the one before it, if there is one", file=sys.stderr)
                 continue
+            with np.load(io.BytesIO(content[:-DIGEST_SIZE]), allow_pickle=False) as file:
+                state = json.loads(file["state"].tobytes())
+                arrays = [file[f"arr_{index}"] for index in range(len(file.files) - 1)]
             print(f"train: resuming after epoch {state['epoch']}, step {state['step']}", file=sys.stderr)
             return arrays, state
         return None
 
     def clear(self) -> None:
-        """Remove this run's checkpoints, and the folder when nothing else is in it."""
-        for path in self._own():
+        """Remove this run's checkpoints, half-written ones too, and the folder when nothing else is in it."""
+        for path in self._folder.glob(f"{self._prefix}-*"):
             path.unlink()
         if self._folder.is_dir() and not any(self._folder.iterdir()):
             self._folder.rmdir()

@@ -24,21 +24,25 @@ def run(name: str, main: Callable[[Sequence[str]], None], arguments: Sequence[st
     debug = "--debug" in arguments or os.environ.get("STAGES_DEBUG", "") not in ("", "0")
     try:
         main([argument for argument in arguments if argument != "--debug"])
-    except StageError as error:
-        message, code = str(error), 1
-    except MemoryError:
-        message, code = "out of memory; close other programs or use a smaller batch_size", 1
-    except OSError as error:
-        # A full disk, a missing permission, a read-only folder: the system's words and the path say it all.
-        if error.errno is None:
+    except (StageError, MemoryError, OSError, KeyboardInterrupt) as error:
+        if isinstance(error, OSError) and error.errno is None:
             raise
-        where = f"{error.filename}: " if error.filename else ""
-        message, code = f"{where}{os.strerror(error.errno)}; free or correct that, then run again", 1
-    except KeyboardInterrupt:
-        message, code = "stopped by Ctrl-C", 130
-    else:
-        return 0
-    if debug:
-        traceback.print_exc()
-    print(f"{name}: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    return code
+        if debug:
+            traceback.print_exc()
+        print(f"{name}: {' '.join(_explain(error).split())}", file=sys.stderr, flush=True)
+        return 130 if isinstance(error, KeyboardInterrupt) else 1
+    return 0
+
+
+def _explain(error: BaseException) -> str:
+    match error:
+        case MemoryError():
+            return "out of memory; close other programs or use a smaller batch_size"
+        case KeyboardInterrupt():
+            return "stopped by Ctrl-C"
+        case OSError(errno=int(number)):
+            # A full disk, a missing permission, a read-only folder: the system's words and the path say it all.
+            where = f"{error.filename}: " if error.filename else ""
+            return f"{where}{os.strerror(number)}; free or correct that, then run again"
+        case _:
+            return str(error)

@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     The temporary name is a fixed one (`NAME.partial`), so that what a killed run left behind is
     overwritten by the next instead of piling up. When the block raises, it is removed and `path` is as
-    it was.
+    it was; an `OSError` that names no file then names `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -27,8 +27,10 @@ def replacing(path: Path) -> Iterator[Path]:
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a write to a full disk fails without saying which file
         raise
     sync_folder(path.parent)
 

@@ -82,6 +82,8 @@ def read_split(folder: Path, name: str, record: Record) -> Split:
     and a split that a defect wrote together would agree on it.
     """
     path = folder / f"{name}.npz"
+    if name not in record.splits:
+        raise changed(path, "the record beside it does not name it")
     expected = record.splits[name]
     split = read(path, expected.sha256)
     shape = (expected.images, *expected.shape)

@@ -1,0 +1,33 @@
+"""Fixtures of several test files. Nothing here loads TensorFlow before a test asks for it."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from stages import runtime
+
+
+@pytest.fixture(scope="session")
+def started() -> None:
+    """TensorFlow in this process as a stage has it: the threads can be set only before its first operation."""
+    runtime.start(runtime.RuntimeParams(threads=2, cpu_isa="native", precision="float32"), seed=0)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a disk of its own that holds 64 kB."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small disk")
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    mounted = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
