@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from stages.failure import StageError
 from stages.params import Section
 
 if TYPE_CHECKING:
@@ -17,6 +18,18 @@ class AugmentationParams(Section):
 
     flip: bool  # left to right, each image with probability one half
     shift: int = Field(ge=0)  # pixels, at most, each way; the border is reflected
+
+
+def check_shift(params: AugmentationParams, height: int, width: int) -> None:
+    """Raise `StageError` when the reflected border would need more pixels than an image has.
+
+    Called before training: from inside the graph the message would come with TensorFlow's traceback in it.
+    """
+    if params.shift >= min(height, width):
+        raise StageError(
+            f"train.shift: {params.shift} is too far for images of {height} x {width} pixels; use at most "
+            f"{min(height, width) - 1}"
+        )
 
 
 def augment(params: AugmentationParams, images: tf.Tensor, seed: int, step: tf.Tensor) -> tf.Tensor:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.augmentation import AugmentationParams
+from stages.augmentation import AugmentationParams, check_shift
 from stages.checkpoints import Checkpoints
 from stages.failure import StageError
 from stages.optimization import OptimizationParams, build_optimizer, learning_rates
@@ -84,6 +84,7 @@ class Trainer:
         from stages.inference import Predictor
         from stages.step import TrainingSteps
 
+        check_shift(params, *training.images.shape[1:3])
         self._model, self._params, self._checkpoints = model, params, checkpoints
         self._training, self._validation = training, validation
         self._optimizer = build_optimizer(params)
@@ -148,8 +149,7 @@ class Trainer:
             spans.append((full * size, len(order), len(order) - full * size))
 
         def gather(start: int, stop: int, batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            chosen = order[start:stop]
-            images, labels = self._training.images[chosen], self._training.labels[chosen]
+            images, labels = self._training.take(order[start:stop])
             return images.reshape(-1, batch, *images.shape[1:]), labels.reshape(-1, batch, labels.shape[1])
 
         if not spans:

@@ -170,9 +170,7 @@ class _Download:
             first, in_vain = False, 0 if self.best > best else in_vain + 1
         if not self.complete:
             why = "; ".join(reasons.values()) or "none is named"
-            raise StageError(
-                f"{self.to.name}: no source has it with sha256 {self.sha256}: {why}. {hint}".rstrip()
-            )
+            raise StageError(f"{self.to.name}: no source has it with sha256 {self.sha256}: {why}. {hint}".rstrip())
         os.fsync(self.file.fileno())
         self.path.replace(self.to)
         sync_folder(self.to.parent)

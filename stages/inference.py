@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-# The best of 32 to 2,000 on two cores; large enough that no more than a few calls are made. See benchmarks/.
+# Bounds the memory: the widest activations of the tutorial's network are 131 kB an image, so 65 MB a batch.
 BATCH_SIZE = 500
 
 

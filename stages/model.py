@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
@@ -29,7 +29,7 @@ class ModelParams(Section):
     kernel: int = Field(ge=1)
     padding: Literal["same", "valid"]
     activation: Literal["relu", "elu", "gelu", "silu", "tanh"]
-    dense: list[int]  # units of each hidden layer
+    dense: list[Annotated[int, Field(ge=1)]]  # units of each hidden layer
     dropout: float = Field(ge=0, lt=1)  # after each hidden layer
 
 

@@ -56,13 +56,13 @@ def learning_rates(params: OptimizationParams, steps_per_epoch: int, epochs: int
     a tenth after half of the run, a hundredth after three quarters (as He et al. 2016 did on CIFAR-10).
     """
     steps = steps_per_epoch * epochs
-    progress = np.arange(steps, dtype=np.float64) / steps  # 0 to just below 1
     if params.schedule == "one_cycle":
+        # The rate at the middle of each step: the first is not zero, and no step is for nothing.
+        progress = (np.arange(steps) + 0.5) / steps
         up = 0.3
         factor = np.where(progress < up, progress / up, _cosine((progress - up) / (1 - up)))
-        # A first step of zero would be a step for nothing: each step uses the rate of its own middle.
-        factor = factor + 0.5 / steps / up * (progress < up)
     else:
+        progress = np.arange(steps) / steps  # 0 to just below 1
         factor = {
             "constant": np.ones(steps),
             "cosine": _cosine(progress),

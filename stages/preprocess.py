@@ -49,6 +49,10 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
     """
     source = read_record(raw / "source.json", Source)
     train, test = read_split(raw, "train", source), read_split(raw, "test", source)
+    shape, classes = train.images.shape[1:], len(source.classes)
+    if test.images.shape[1:] != shape:
+        found = test.images.shape[1:]
+        raise splits.changed(raw / "test.npz", f"images of {shape}, as in train.npz, expected, {found} found")
     kept, held_out = choose_validation(train.labels, params)
     parts = {
         "train": (train, kept, source.splits["train"]),
@@ -154,9 +158,7 @@ def scale(
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m stages.preprocess", description=__doc__.partition("\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m stages.preprocess", description=__doc__.partition("\n")[0])
     parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the pipeline's choices")
     parser.add_argument("--raw", type=Path, default=Path("data/raw"), help="folder of the raw splits")
     parser.add_argument("--out", type=Path, default=Path("data/processed"), help="folder of the results")

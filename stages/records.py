@@ -1,7 +1,7 @@
 """What a stage says of the splits that it wrote, as JSON beside them; the next stage holds them to it."""
 
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -42,6 +42,8 @@ class Record(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
+    dtype: ClassVar[str]  # of the splits' arrays
+
     schema_version: Literal[1] = 1
     dataset: DatasetRecord
     classes: list[str]
@@ -49,14 +51,18 @@ class Record(BaseModel):
 
 
 class Source(Record):
-    """data/raw/source.json: the splits train and test, uint8."""
+    """data/raw/source.json: the splits train and test."""
+
+    dtype = "uint8"
 
 
 class Statistics(Record):
-    """data/processed/statistics.json: the splits train, validation and test, float32, and their scaling.
+    """data/processed/statistics.json: the splits train, validation and test, and their scaling.
 
     mean and std: of each channel of the training split's pixels / 255.
     """
+
+    dtype = "float32"
 
     scaling: str
     mean: list[float]
@@ -87,8 +93,9 @@ def read_split(folder: Path, name: str, record: Record) -> Split:
     expected = record.splits[name]
     split = read(path, expected.sha256)
     shape = (expected.images, *expected.shape)
-    if split.images.shape != shape:
-        raise changed(path, f"images of shape {shape} expected, {split.images.shape} found")
+    if split.images.dtype != record.dtype or split.images.shape != shape:
+        found = f"{split.images.dtype} {split.images.shape}"
+        raise changed(path, f"images of {record.dtype} {shape} expected, {found} found")
     classes = len(record.classes)
     labels = split.labels if split.labels.ndim == 1 else split.labels.argmax(axis=1)
     if labels.max() >= classes:

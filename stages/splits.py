@@ -71,9 +71,14 @@ class Split:
         """Yield copies of the images at `indices`, about `CHUNK` bytes at a time."""
         step = max(1, CHUNK // self.images[0].nbytes)
         for start in range(0, len(indices), step):
-            yield self.images[indices[start : start + step]]
-            # The pages that a map has read count as this process's memory until they are given back.
-            self._map.madvise(mmap.MADV_DONTNEED)
+            yield self.take(indices[start : start + step])[0]
+
+    def take(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return copies of the images and labels at `indices`, int64 (n,)."""
+        taken = self.images[indices], self.labels[indices]
+        # The pages that a map has read count as this process's memory until they are given back.
+        self._map.madvise(mmap.MADV_DONTNEED)
+        return taken
 
 
 def write(path: Path, images: NDArray[Any] | Parts, labels: NDArray[Any]) -> str:
@@ -146,8 +151,7 @@ def read(path: Path, sha256: str | None = None) -> Split:
         # zipfile's words for bytes that it cannot make sense of, or those of _verify.
         raise changed(path, f"not a whole split: {error}") from None
     images, labels = (
-        np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape)
-        for dtype, shape, offset in arrays
+        np.frombuffer(mapped, dtype, math.prod(shape), offset).reshape(shape) for dtype, shape, offset in arrays
     )
     if (
         images.dtype != labels.dtype
@@ -205,9 +209,7 @@ def _padding(offset: int, name: str) -> bytes:
     return struct.pack("<HHH", _PADDING_ID, 2 + zeros, ALIGNMENT) + bytes(zeros)
 
 
-def _verify(
-    file: BinaryIO, start: int, member: zipfile.ZipInfo, digest: _Digest
-) -> tuple[str, tuple[int, ...]]:
+def _verify(file: BinaryIO, start: int, member: zipfile.ZipInfo, digest: _Digest) -> tuple[str, tuple[int, ...]]:
     """Add a member's bytes to `digest`, return its dtype and shape; ValueError when they are not right."""
     file.seek(start)
     header = file.read(_HEADER_SIZE)

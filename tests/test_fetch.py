@@ -13,10 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from servers import Answer, Length, Server, refusing_url
 
 from stages.failure import StageError
 from stages.fetch import Patience, fetch
+from tests.servers import Answer, Length, Server, refusing_url
 
 BODY = random.Random(1).randbytes(300_000)
 OTHER = random.Random(2).randbytes(300_000)
@@ -348,9 +348,7 @@ def test_local_copies_that_cannot_be_used_are_named_with_the_reason(to: Path, tm
         str(tmp_path),
         "ftp://host/a",
     ]
-    reasons = (
-        f"other has sha256 {OTHER_SHA256}.*absent is not a file.*data/copy is not a file.*is not a file.*ftp"
-    )
+    reasons = f"other has sha256 {OTHER_SHA256}.*absent is not a file.*data/copy is not a file.*is not a file.*ftp"
     with pytest.raises(StageError, match=reasons):
         fetch(sources, SHA256, to)
 
@@ -396,9 +394,7 @@ def test_one_source_that_has_the_file_is_enough_whatever_the_others_do(to: Path,
             length=chosen.choice(["stated", "chunked", "missing"]),
         )
         cut = replace(answer, cut=chosen.randrange(len(BODY)))
-        return chosen.choice(
-            [answer, cut, cut, cut, replace(cut, stall=True), replace(answer, shift=9), PAGE]
-        )
+        return chosen.choice([answer, cut, cut, cut, replace(cut, stall=True), replace(answer, shift=9), PAGE])
 
     quick = replace(QUICK, read=0.05)
     with (

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from stages import preprocess, splits
 from stages.failure import StageError
 from stages.preprocess import PreprocessParams, choose_validation
+from stages.records import Source, read_record, read_split
 
 CLASSES = ["cat", "dog", "frog"]
 PARAMS: dict[str, Any] = {
@@ -45,8 +46,9 @@ def write_raw(folder: Path, train: Raw, test: Raw, **changes: Any) -> Path:
             "sha256": splits.write(folder / f"{name}.npz", images, labels),
         }
     records["train"] |= changes
-    source = {"schema_version": 1, "name": "pets", "sha256": "ab", "edition": "first", "classes": CLASSES}
-    (folder / "source.json").write_text(json.dumps(source | {"splits": records}))
+    dataset = {"name": "pets", "sha256": "ab", "edition": "first"}
+    source = {"schema_version": 1, "dataset": dataset, "classes": CLASSES, "splits": records}
+    (folder / "source.json").write_text(json.dumps(source))
     return folder
 
 
@@ -60,8 +62,7 @@ def run(raw: Path, **params: Any) -> tuple[dict[str, splits.Split], dict[str, An
     preprocess.preprocess(raw, out, PreprocessParams(**PARAMS | params))
     statistics = json.loads((out / "statistics.json").read_text())
     read = {
-        name: splits.read(out / f"{name}.npz", record["sha256"])
-        for name, record in statistics["splits"].items()
+        name: splits.read(out / f"{name}.npz", record["sha256"]) for name, record in statistics["splits"].items()
     }
     return read, statistics
 
@@ -149,9 +150,7 @@ def test_as_many_are_held_out_as_by_keras(total: int, fraction: float) -> None:
     fraction=st.floats(0.3, 0.5),
     seed=st.integers(0, 2**70),
 )
-def test_a_stratified_split_keeps_the_share_of_each_class(
-    labels: list[int], fraction: float, seed: int
-) -> None:
+def test_a_stratified_split_keeps_the_share_of_each_class(labels: list[int], fraction: float, seed: int) -> None:
     stratified = {"validation_fraction": fraction, "validation_split": "stratified", "seed": seed}
     array = np.array(labels, np.uint8)
     kept, held_out = choose_validation(array, PreprocessParams(**PARAMS | stratified))
@@ -280,8 +279,7 @@ def test_a_changed_source_json_is_harmless_or_an_error(data: st.DataObject, raw:
     changed = raw / "changed.json"
     changed.write_bytes(content[:start] + new + content[end:])
     try:
-        source = preprocess.read_source(changed)
-        split = preprocess.read_split(raw / "train.npz", source, source.splits["train"])
+        split = read_split(raw, "train", read_record(changed, Source))
     except StageError:
         return
     np.testing.assert_array_equal(split.images, images_and_labels(101)[0])
@@ -329,7 +327,7 @@ def test_a_write_that_fails_leaves_the_old_outputs_and_one_line(raw: Path) -> No
     code += "from stages import failure, preprocess; sys.exit(failure.run('preprocess', preprocess.main))"
     done = child(code, raw)
     assert done.returncode == 1
-    assert done.stderr.startswith("preprocess: File too large") and done.stderr.count("\n") == 1
+    assert "train.npz: File too large; free or correct that" in done.stderr and done.stderr.count("\n") == 1
     assert {path: path.read_bytes() for path in (raw.parent / "processed").iterdir()} == old
 
 

@@ -156,9 +156,7 @@ def test_a_missing_file_names_the_command_that_makes_it(tmp_path: Path) -> None:
 
 def test_another_digest_names_both(written: Written) -> None:
     path, digest, _, _ = written
-    with pytest.raises(
-        StageError, match=rf"train\.npz: SHA-256 of the content 1234 expected, {digest} found"
-    ):
+    with pytest.raises(StageError, match=rf"train\.npz: SHA-256 of the content 1234 expected, {digest} found"):
         splits.read(path, "1234")
 
 
@@ -225,9 +223,7 @@ def test_no_other_bytes_are_taken_for_a_split(content: bytes, tmp_path: Path) ->
 
 
 @IN_ONE_FOLDER
-@given(
-    names=st.lists(st.sampled_from(splits.MEMBERS), max_size=3), contents=st.lists(st.binary(), min_size=3)
-)
+@given(names=st.lists(st.sampled_from(splits.MEMBERS), max_size=3), contents=st.lists(st.binary(), min_size=3))
 def test_no_other_zip_is_taken_for_a_split(names: list[str], contents: list[bytes], tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     with zipfile.ZipFile(path, "w") as archive:

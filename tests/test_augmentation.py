@@ -1,0 +1,98 @@
+"""stages/augmentation.py: which changes of an image there are, and that (seed, step) alone draws them."""
+
+import itertools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from stages.augmentation import AugmentationParams, augment, check_shift
+from stages.failure import StageError
+
+pytestmark = pytest.mark.usefixtures("started")
+
+OFF = AugmentationParams(flip=False, shift=0)
+FLIP = AugmentationParams(flip=True, shift=0)
+SHIFT = AugmentationParams(flip=False, shift=2)
+BOTH = AugmentationParams(flip=True, shift=2)
+
+IMAGES = np.random.default_rng(0).random((200, 6, 7, 3), np.float32)
+
+
+def augmented(params: AugmentationParams, seed: int = 0, step: int = 0) -> NDArray[np.float32]:
+    changed: NDArray[np.float32] = augment(params, tf.constant(IMAGES), seed, tf.constant(step)).numpy()
+    return changed
+
+
+def offsets(params: AugmentationParams, seed: int = 0, step: int = 0) -> list[tuple[int, ...]]:
+    """Return the row and column of the window of the reflected image that each augmented image is."""
+    most = params.shift
+    reflected = np.pad(IMAGES, [(0, 0), (most, most), (most, most), (0, 0)], mode="reflect")
+    rows, columns = IMAGES.shape[1:3]
+    places = list(itertools.product(range(2 * most + 1), repeat=2))
+    windows = [reflected[:, row : row + rows, column : column + columns] for row, column in places]
+    found = []
+    for index, image in enumerate(augmented(params, seed, step)):
+        hits = [place for place, window in zip(places, windows, strict=True) if (window[index] == image).all()]
+        assert len(hits) == 1, f"image {index} is {len(hits)} windows of the reflected one"
+        found.append(hits[0])
+    return found
+
+
+def test_off_changes_nothing() -> None:
+    np.testing.assert_array_equal(augmented(OFF), IMAGES)
+
+
+def test_a_flipped_image_is_its_exact_mirror_image_and_half_of_them_are() -> None:
+    changed, mirrored = augmented(FLIP), IMAGES[:, :, ::-1]
+    flipped = (changed == mirrored).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(changed[~flipped], IMAGES[~flipped])
+    assert 80 < flipped.sum() < 120
+
+
+def test_a_shifted_image_is_a_window_of_the_reflected_one_and_every_window_occurs() -> None:
+    assert set(offsets(SHIFT)) == set(itertools.product(range(5), repeat=2))
+
+
+def test_flipping_does_not_decide_about_shifting() -> None:
+    flipped = (augmented(FLIP) != IMAGES).any(axis=(1, 2, 3))
+    shifts = np.array(offsets(SHIFT))
+    for moved in (shifts[flipped], shifts[~flipped]):
+        assert set(moved[:, 0]) == set(moved[:, 1]) == set(range(5))
+
+
+@pytest.mark.parametrize("params", [FLIP, SHIFT, BOTH])
+def test_the_same_seed_and_step_give_the_same_pixels(params: AugmentationParams) -> None:
+    np.testing.assert_array_equal(augmented(params, seed=3, step=5), augmented(params, seed=3, step=5))
+
+
+@pytest.mark.parametrize("params", [FLIP, SHIFT])
+@pytest.mark.parametrize("other", [{"seed": 3, "step": 6}, {"seed": 4, "step": 5}])
+def test_another_seed_or_step_gives_other_pixels(params: AugmentationParams, other: dict[str, int]) -> None:
+    assert (augmented(params, seed=3, step=5) != augmented(params, **other)).any(axis=(1, 2, 3)).mean() > 0.3
+
+
+@pytest.mark.parametrize("seed", [0, 2**30 - 1])
+@pytest.mark.parametrize("step", [0, 2**31 - 1])
+def test_every_seed_and_step_that_params_admit_will_do(seed: int, step: int) -> None:
+    assert augmented(BOTH, seed, step).shape == IMAGES.shape
+
+
+def test_a_compiled_batch_of_unknown_size_is_changed_like_any_other() -> None:
+    compiled = tf.function(
+        lambda images, step: augment(BOTH, images, 3, step),
+        input_signature=[tf.TensorSpec((None, *IMAGES.shape[1:]), tf.float32), tf.TensorSpec((), tf.int32)],
+    )
+    np.testing.assert_array_equal(compiled(IMAGES, np.int32(5)).numpy(), augmented(BOTH, seed=3, step=5))
+
+
+def test_a_shift_as_long_as_the_image_is_refused_by_key() -> None:
+    with pytest.raises(StageError, match=r"^train\.shift: 6 is too far .* 6 x 7 pixels; use at most 5$"):
+        check_shift(AugmentationParams(flip=False, shift=6), 6, 7)
+
+
+def test_the_longest_shift_works() -> None:
+    longest = AugmentationParams(flip=False, shift=5)
+    check_shift(longest, 6, 7)
+    assert augmented(longest).shape == IMAGES.shape

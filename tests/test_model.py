@@ -1,0 +1,136 @@
+"""stages/model.py: the tutorial's network, layer by layer, and what cannot be built."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from stages import params
+from stages.failure import StageError
+from stages.model import Block, ModelParams, build_model
+
+pytestmark = pytest.mark.usefixtures("started")
+
+TUTORIAL = ModelParams(
+    blocks=[
+        Block(filters=32, layers=2, pool=2, dropout=0.25),
+        Block(filters=64, layers=2, pool=2, dropout=0.25),
+    ],
+    kernel=3,
+    padding="same",
+    activation="relu",
+    dense=[512],
+    dropout=0.5,
+)
+SMALL = TUTORIAL.model_copy(
+    update={"blocks": [Block(filters=4, layers=1, pool=2, dropout=0.25)], "dense": [8], "dropout": 0.5}
+)
+
+
+def layers(model: keras.Model) -> list[str]:
+    """Each layer's kind, with what distinguishes it, in order."""
+    facts = ("filters", "kernel_size", "padding", "pool_size", "rate", "units")
+    found = []
+    for layer in model.layers:
+        values = [str(getattr(layer, fact)) for fact in facts if hasattr(layer, fact)]
+        activation = getattr(layer, "activation", None)
+        found.append(" ".join([type(layer).__name__, *values, *([activation.__name__] if activation else [])]))
+    return found
+
+
+def test_the_tutorials_network_has_its_layers_in_order() -> None:
+    assert layers(build_model(TUTORIAL, (32, 32, 3), 10)) == [
+        "Conv2D 32 (3, 3) same relu",
+        "Conv2D 32 (3, 3) same relu",
+        "MaxPooling2D valid (2, 2)",
+        "Dropout 0.25",
+        "Conv2D 64 (3, 3) same relu",
+        "Conv2D 64 (3, 3) same relu",
+        "MaxPooling2D valid (2, 2)",
+        "Dropout 0.25",
+        "Flatten",
+        "Dense 512 relu",
+        "Dropout 0.5",
+        "Dense 10 softmax",
+    ]
+
+
+def test_the_tutorials_network_has_2_168_362_parameters() -> None:
+    assert build_model(TUTORIAL, (32, 32, 3), 10).count_params() == 2_168_362
+
+
+def test_what_is_off_is_no_layer() -> None:
+    off = {"blocks": [Block(filters=4, layers=1, pool=1, dropout=0)], "dense": [], "dropout": 0}
+    model = build_model(TUTORIAL.model_copy(update=off), (8, 8, 1), 3)
+    assert layers(model) == ["Conv2D 4 (3, 3) same relu", "Flatten", "Dense 3 softmax"]
+
+
+def test_each_image_gets_probabilities_of_all_classes() -> None:
+    images = np.random.default_rng(0).random((5, 8, 6, 2), np.float32)
+    probabilities = build_model(SMALL, (8, 6, 2), 3)(images).numpy()
+    assert (probabilities.shape, probabilities.dtype) == ((5, 3), np.float32)
+    assert (probabilities > 0).all()
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+
+
+def test_probabilities_are_float32_under_bfloat16_too() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_model(SMALL, (8, 8, 1), 3)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert model.get_layer("dense1").compute_dtype == "bfloat16"
+    assert model.get_layer("probabilities").compute_dtype == "float32"
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    def weights() -> list[Any]:
+        keras.utils.set_random_seed(3)
+        return [variable.numpy() for variable in build_model(SMALL, (8, 8, 1), 3).variables]
+
+    for first, second in zip(weights(), weights(), strict=True):
+        np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "block"),
+    [
+        ({"blocks": [*TUTORIAL.blocks, *TUTORIAL.blocks]}, (8, 8, 1), 3),
+        ({"blocks": [Block(filters=4, layers=1, pool=9, dropout=0)]}, (8, 8, 1), 0),
+        ({"blocks": [Block(filters=4, layers=1, pool=4, dropout=0)]}, (8, 3, 1), 0),
+        ({"padding": "valid", "kernel": 5}, (12, 12, 1), 1),
+        ({"padding": "valid", "kernel": 9}, (16, 16, 1), 0),
+    ],
+)
+def test_a_block_that_leaves_nothing_of_the_image_is_named(
+    changes: dict[str, Any], shape: tuple[int, int, int], block: int
+) -> None:
+    message = rf"^model\.blocks\[{block}\]: nothing is left of images of {shape[0]} x {shape[1]} pixels .*; use"
+    with pytest.raises(StageError, match=message):
+        build_model(TUTORIAL.model_copy(update=changes), shape, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape"),
+    [
+        ({}, (4, 4, 1)),
+        ({"padding": "valid"}, (16, 16, 1)),
+        ({"padding": "valid", "kernel": 4, "blocks": SMALL.blocks}, (5, 5, 1)),
+    ],
+)
+def test_blocks_that_just_fit_are_built(changes: dict[str, Any], shape: tuple[int, int, int]) -> None:
+    model = build_model(TUTORIAL.model_copy(update=changes), shape, 10)
+    assert model.get_layer("flatten").input.shape[1:3] == (1, 1)
+
+
+def test_a_dense_layer_without_units_is_refused_by_key(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(
+        "model: {blocks: [], kernel: 3, padding: same, activation: relu, dense: [512, 0], dropout: 0.5}"
+    )
+    with pytest.raises(
+        StageError, match=r"params\.yaml:1: model\.dense\[1\]: .*greater than or equal to 1, found 0"
+    ):
+        params.load(path, "model", ModelParams)
