@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro test lint lock clean
+.PHONY: help setup demo repro figures test lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,6 +29,9 @@ repro: setup ## the pipeline on CIFAR-10; reruns what changed
 	$(BIN)/dvc repro
 	$(BIN)/python -m tools.metrics
 
+figures: setup ## draw the README's pictures from the last run
+	$(BIN)/python -m tools.figures
+
 test: setup ## the tests
 	$(BIN)/python -m pytest
 
@@ -37,8 +40,9 @@ lint: setup ## lint, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-lock: setup ## resolve the direct dependencies of pyproject.toml anew
-	$(BIN)/python -m tools.lock
+lock: setup ## resolve the dependencies of pyproject.toml anew, for every platform and Python
+	$(BIN)/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test \
+	    --generate-hashes --no-emit-index-url --no-header --output-file requirements.txt pyproject.toml
 
 clean: ## remove what make and the tests made, not data, models or DVC's cache
 	rm -rf .venv demo logs .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -18,10 +18,15 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file can name
 
 
 def save_model(model: keras.Model, path: Path) -> None:
-    """Write architecture and weights of `model` to `path`; without the optimizer, which `fit` would need."""
+    """Write architecture and weights of `model` to `path`; without the optimizer, which only `fit` would need."""
     with tempfile.TemporaryDirectory() as folder:
         varying = Path(folder) / "model.keras"
-        model.save(varying, include_optimizer=False)
+        # Keras has an argument include_optimizer and ignores it; Adam's moments are twice the weights.
+        optimizer, model.optimizer = getattr(model, "optimizer", None), None
+        try:
+            model.save(varying)
+        finally:
+            model.optimizer = optimizer
         with (
             zipfile.ZipFile(varying) as source,
             replacing(path) as partial,

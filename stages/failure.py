@@ -29,7 +29,9 @@ def run(name: str, main: Callable[[Sequence[str]], None], arguments: Sequence[st
             raise
         if debug:
             traceback.print_exc()
-        print(f"{name}: {' '.join(_explain(error).split())}", file=sys.stderr, flush=True)
+        # On a terminal the cursor may stand at the end of a progress bar: the line takes its place.
+        start = "\r\x1b[K" if sys.stderr.isatty() else ""
+        print(f"{start}{name}: {' '.join(_explain(error).split())}", file=sys.stderr, flush=True)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     return 0
 

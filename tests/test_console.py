@@ -5,12 +5,13 @@ import pty
 import re
 import sys
 import termios
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import pytest
 
 from stages.console import Console
+from stages.failure import StageError, run
 
 LINE = r"epoch {}/3: loss 0\.5000, accuracy 0\.7500, val_loss 0\.6000, [\d,]+ images/s, \d+ min left\n"
 
@@ -89,3 +90,17 @@ def test_the_line_of_an_epoch_takes_the_place_of_its_bar(monkeypatch: pytest.Mon
     assert any("epoch 1/3" in bar for bar in bars)
     assert cleared.strip() == ""
     assert re.fullmatch(LINE.format(1), line)
+
+
+def test_a_failure_takes_the_place_of_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    console = Console(images=100, batch_size=10, epochs=1)
+
+    def fail(_: Sequence[str]) -> None:
+        console.on_epoch_begin(0)
+        console.on_train_batch_end(3, {"loss": 0.5, "accuracy": 0.75})
+        raise StageError("the loss is nan")
+
+    with terminal(monkeypatch) as written:
+        run("train", fail, [])
+        assert written().rpartition("\r")[2] == "\x1b[Ktrain: the loss is nan\n"
+        console.on_epoch_end(0)

@@ -18,7 +18,7 @@ LABELS = np.array([0, 1, 1, 2, 2], np.uint8)
 IMAGES = np.arange(5 * 4 * 3 * 2, dtype=np.uint8).reshape(5, 4, 3, 2)
 
 
-def written(folder: Path, pixels: NDArray[Any], labels: NDArray[Any], **changes: Any) -> Source:
+def written(folder: Path, pixels: NDArray[Any], labels: NDArray[Any], **changes: Any) -> Source | Statistics:
     """Write the split `train` and return its record, with some facts changed."""
     facts = {
         "images": 5,
@@ -27,11 +27,14 @@ def written(folder: Path, pixels: NDArray[Any], labels: NDArray[Any], **changes:
         "official": 0,
         "sha256": splits.write(folder / "train.npz", pixels, labels),
     }
-    return Source(
+    record = Source(
         dataset=DatasetRecord(name="some", edition="first", sha256="0"),
         classes=["a", "b", "c"],
         splits={"train": SplitRecord.model_validate(facts | changes)},
     )
+    if pixels.dtype == np.uint8:
+        return record
+    return Statistics(**record.model_dump(), scaling="unit", mean=[0.5], std=[0.1])
 
 
 @pytest.fixture
@@ -99,8 +102,8 @@ def test_a_recorded_split_with_one_hot_labels_is_read(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"sha256": "0" * 64}, "SHA-256 of the content 0{64} expected"),
-        ({"images": 6}, r"images of shape \(6, 4, 3, 2\) expected, \(5, 4, 3, 2\) found"),
-        ({"shape": [3, 4, 2]}, r"images of shape \(5, 3, 4, 2\) expected, \(5, 4, 3, 2\) found"),
+        ({"images": 6}, r"images of uint8 \(6, 4, 3, 2\) expected, uint8 \(5, 4, 3, 2\) found"),
+        ({"shape": [3, 4, 2]}, r"images of uint8 \(5, 3, 4, 2\) expected, uint8 \(5, 4, 3, 2\) found"),
         ({"class_counts": [2, 1, 2]}, r"class counts \[2, 1, 2\] expected, \[1, 2, 2\] found"),
     ],
 )

@@ -1,0 +1,29 @@
+"""Draw the README's pictures from the last run: `make figures`. They are DVC's own charts, as SVG files."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import vl_convert
+
+from stages import failure
+from stages.outputs import replacing
+
+CHARTS = {"Accuracy": "accuracy.svg", "Loss": "loss.svg", "metrics/confusion.csv": "confusion.svg"}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Write each chart to the folder named, docs/ by default."""
+    folder = Path(arguments[0]) if arguments else Path("docs")
+    shown = subprocess.run(["dvc", "plots", "show", "--json"], check=True, capture_output=True, text=True).stdout
+    charts = json.loads(shown)["data"]
+    for name, file in CHARTS.items():
+        chart = {**charts[name][0]["content"], "background": "white"}
+        with replacing(folder / file) as partial:
+            partial.write_text(vl_convert.vegalite_to_svg(chart), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("figures", main))
