@@ -9,6 +9,7 @@ from pathlib import Path
 import vl_convert
 
 from stages import failure
+from stages.failure import StageError
 from stages.outputs import replacing
 
 CHARTS = {"Accuracy": "accuracy.svg", "Loss": "loss.svg", "metrics/confusion.csv": "confusion.svg"}
@@ -20,6 +21,8 @@ def main(arguments: Sequence[str]) -> None:
     shown = subprocess.run(["dvc", "plots", "show", "--json"], check=True, capture_output=True, text=True).stdout
     charts = json.loads(shown)["data"]
     for name, file in CHARTS.items():
+        if not charts.get(name):
+            raise StageError(f"there is nothing to draw for {name}; run: make repro")
         chart = {**charts[name][0]["content"], "background": "white"}
         with replacing(folder / file) as partial:
             partial.write_text(vl_convert.vegalite_to_svg(chart), encoding="utf-8")

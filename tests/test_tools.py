@@ -1,0 +1,96 @@
+"""tools/: what people run by hand."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.failure import StageError
+from stages.params import SECTIONS, read
+from tests.project import ROOT
+from tools import check, demo, figures, metrics
+
+
+def test_the_committed_params_pass_the_check() -> None:
+    check.main([str(ROOT / "params.yaml")])
+
+
+def test_every_section_is_checked(tmp_path: Path) -> None:
+    assert set(check.CLASSES) == set(SECTIONS)
+    for section in SECTIONS:
+        values = read(ROOT / "params.yaml")
+        values[section]["surplus"] = 1
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(values), encoding="utf-8")
+        with pytest.raises(StageError, match=rf"{section}\.surplus: unknown key"):
+            check.main([str(path)])
+
+
+def test_the_check_is_one_line_and_a_failure_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text((ROOT / "params.yaml").read_text("utf-8").replace("epochs: 20", "epochs: 0"), encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.check", str(path)], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "train.epochs: it should be greater than or equal to 1, found 0" in done.stderr
+
+
+def test_metrics_are_printed_one_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "metrics").mkdir()
+    for name in ("train", "evaluation"):
+        content = json.dumps({"accuracy": 0.51234, "name": name, "long": "x" * 80})
+        (tmp_path / "metrics" / f"{name}.json").write_text(content, encoding="utf-8")
+    metrics.main([str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "  accuracy               0.5123" in lines
+    assert max(map(len, lines)) < 100
+
+
+def test_metrics_that_are_not_there_name_the_command_that_makes_them(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"train\.json: no such file; run: make repro"):
+        metrics.main([str(tmp_path)])
+
+
+def test_the_demo_copies_code_and_configuration_but_no_outputs(tmp_path: Path) -> None:
+    demo.copy_tracked(ROOT, tmp_path / "demo")
+    copied = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert copied == {".dvc", ".dvcignore", "dvc.yaml", "params.yaml", "pictures", "stages"}
+    assert (tmp_path / "demo/stages/train.py").read_bytes() == (ROOT / "stages/train.py").read_bytes()
+
+
+def test_a_file_that_was_removed_is_removed_from_the_demo(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "old.py").touch()
+    demo.copy_tracked(ROOT, tmp_path)
+    assert not (tmp_path / "stages" / "old.py").exists()
+
+
+def test_choices_are_written_over_those_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train: {learning_rate: 1e-3, epochs: 2}\n", encoding="utf-8")
+    demo.choose(path, {"train": {"epochs": 3}})
+    assert read(path) == {"train": {"learning_rate": 0.001, "epochs": 3}}
+
+
+def test_a_demo_outside_a_checkout_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="git cannot list its files"):
+        demo.copy_tracked(tmp_path, tmp_path / "demo")
+
+
+def test_a_command_that_fails_in_the_demo_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match="'false' failed in"):
+        demo.run(["false"], tmp_path)
+
+
+def test_the_pictures_are_drawn_from_the_committed_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    figures.main([str(tmp_path)])
+    for file in figures.CHARTS.values():
+        assert (tmp_path / file).read_text(encoding="utf-8").startswith("<svg")
