@@ -19,7 +19,7 @@ from stages.params import read
 from tools.demo import choose, copy_tracked
 
 ROOT = Path(__file__).parent.parent
-SMALL = {
+SMALL: dict[str, dict[str, Any]] = {
     "dataset": {"name": "digits"},
     "model": {"blocks": [{"filters": 8, "layers": 1, "pool": 2, "dropout": 0.1}], "dense": [16]},
     "train": {"epochs": 1},

@@ -188,10 +188,10 @@ def test_callbacks_are_called_as_fit_calls_them(tmp_path: Path) -> None:
 
 
 def test_a_callback_can_stop_training(tmp_path: Path) -> None:
+    model = build()
     stop = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 1)
     )
-    model = build()
     assert len(trainer(model, tmp_path, stop, epochs=5).run()) == 2
 
 
