@@ -43,7 +43,7 @@ def test_without_network_and_copy_one_line_names_the_ways_on(project: Project) -
     project.choose("dataset.name", "cifar10")
     # Proxies that refuse every connection: no network, wherever this test runs.
     refused = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    environment = {**project.environment, **refused, "FETCH_ROUNDS": "1"}
+    environment = {**project.environment, **refused}
     failed = Project(project.folder, environment).run(*COMMAND, check=False)
     assert failed.returncode == 1
     assert "DATASET_SOURCES" in failed.stderr.splitlines()[-1]
