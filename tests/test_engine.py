@@ -15,6 +15,8 @@ from stages.failure import StageError
 from stages.model import Block, ModelParams, build_model
 from stages.splits import Split
 
+pytestmark = pytest.mark.usefixtures("started")
+
 PLAIN: dict[str, Any] = {
     "seed": 3,
     "epochs": 3,

@@ -33,6 +33,7 @@ def figures(project: Project) -> dict[str, float | str]:
     return loaded
 
 
+@pytest.mark.usefixtures("started")
 def test_the_predictions_are_those_that_keras_makes(evaluated: Project) -> None:
     import keras
 
