@@ -259,6 +259,7 @@ def test_the_calibration_error_is_that_of_the_example_in_the_manual_of_torchmetr
     assert gaps.sum() / 4 == pytest.approx(0.2)
 
 
+@pytest.mark.usefixtures("started")
 def test_the_loss_agrees_with_keras_saturated_or_not() -> None:
     import keras  # here: it takes seconds, and no other test needs it
 
