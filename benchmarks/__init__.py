@@ -1,0 +1,1 @@
+"""Measurements side by side, each one command; no stage imports them."""
