@@ -13,16 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from stages.params import read
 from tools.demo import choose, copy_tracked
 
 ROOT = Path(__file__).parent.parent
-SMALL: dict[str, dict[str, Any]] = {
-    "dataset": {"name": "digits"},
-    "model": {"blocks": [{"filters": 8, "layers": 1, "pool": 2, "dropout": 0.1}], "dense": [16]},
-    "train": {"epochs": 1},
+SMALL = {
+    "dataset.name": "digits",
+    "model.blocks": [{"filters": 8, "layers": 1, "pool": 2, "dropout": 0.1}],
+    "model.dense": [16],
+    "train.epochs": 1,
 }
 
 
@@ -62,16 +60,8 @@ class Project:
         self.run("git", "commit", "--quiet", "--message", message)
 
     def choose(self, key: str, value: Any) -> None:
-        """Set one dotted key of params.yaml, two levels or three."""
-        path = self.folder / "params.yaml"
-        values = read(path)
-        section, *parts, last = key.split(".")
-        target = values[section]
-        for part in parts:
-            target = target[part]
-        assert last in target, f"{key} is not a key of params.yaml"
-        target[last] = value
-        path.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        """Set one dotted key of params.yaml."""
+        choose(self.folder / "params.yaml", {key: value})
 
     def touch(self, name: str) -> None:
         """Add a comment to a file."""

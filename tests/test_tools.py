@@ -73,8 +73,16 @@ def test_a_file_that_was_removed_is_removed_from_the_demo(tmp_path: Path) -> Non
 def test_choices_are_written_over_those_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("train: {learning_rate: 1e-3, epochs: 2}\n", encoding="utf-8")
-    demo.choose(path, {"train": {"epochs": 3}})
+    demo.choose(path, {"train.epochs": 3})
     assert read(path) == {"train": {"learning_rate": 0.001, "epochs": 3}}
+
+
+def test_a_choice_that_is_no_key_of_the_file_is_a_defect(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("train: {epochs: 2}\n", encoding="utf-8")
+    with pytest.raises(KeyError, match=r"train\.epoch is not a key"):
+        demo.choose(path, {"train.epoch": 3})
+    assert read(path) == {"train": {"epochs": 2}}
 
 
 def test_a_demo_outside_a_checkout_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from stages.params import read
 from tools import metrics
 
 COPIED = ("stages", "pictures", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore")
-CHOICES = {"dataset": {"name": "digits"}, "runtime": {"cpu_isa": "avx2"}}
+CHOICES = {"dataset.name": "digits", "runtime.cpu_isa": "avx2"}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,11 +55,17 @@ def copy_tracked(source: Path, target: Path) -> None:
         shutil.copy2(source / name, target / name)
 
 
-def choose(params: Path, choices: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write `choices` over those of the params file."""
+def choose(params: Path, choices: Mapping[str, Any]) -> None:
+    """Write `choices`, by dotted key, over those of the params file; `KeyError` for a key that it has not."""
     values = read(params)
-    for section, keys in choices.items():
-        values[section].update(keys)
+    for key, value in choices.items():
+        *sections, last = key.split(".")
+        target = values
+        for section in sections:
+            target = target[section]
+        if last not in target:
+            raise KeyError(f"{key} is not a key of {params}")
+        target[last] = value
     params.write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
