@@ -19,7 +19,11 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file can name
 
 def save_model(model: keras.Model, path: Path) -> None:
     """Write architecture and weights of `model` to `path`; without the optimizer, which only `fit` would need."""
-    with tempfile.TemporaryDirectory() as folder:
+    # What Keras writes stands beside `path`, the disk whose space was checked; another may be full.
+    with (
+        replacing(path) as partial,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name, suffix=".partial") as folder,
+    ):
         varying = Path(folder) / "model.keras"
         # Keras has an argument include_optimizer and ignores it; Adam's moments are twice the weights.
         optimizer, model.optimizer = getattr(model, "optimizer", None), None
@@ -27,11 +31,7 @@ def save_model(model: keras.Model, path: Path) -> None:
             model.save(varying)
         finally:
             model.optimizer = optimizer
-        with (
-            zipfile.ZipFile(varying) as source,
-            replacing(path) as partial,
-            zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target,
-        ):
+        with zipfile.ZipFile(varying) as source, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
             for name in sorted(source.namelist()):
                 entry = zipfile.ZipInfo(name, EPOCH)
                 entry.external_attr = 0o644 << 16

@@ -16,15 +16,22 @@ class Console(keras.callbacks.Callback):
         super().__init__()
         self._images, self._batch_size, self._epochs = images, batch_size, epochs
         self._bar: tqdm[Any] | None = None
-        self._began: list[float] = []  # a list, as the engine restores a callback's plain numbers
+        # When the epoch began, and at which of its batches: not the first in a run that was resumed. Lists, as
+        # the engine restores a callback's plain numbers.
+        self._clock: list[float] = []
+        self._batches: list[int] = []
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Start the epoch's bar and clock."""
-        self._began = [time.monotonic()]
+        self._clock, self._batches = [time.monotonic()], []
         if sys.stderr.isatty():
             self._bar = tqdm(
                 total=self._images, desc=f"epoch {epoch + 1}/{self._epochs}", unit=" images", leave=False
             )
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Note the batch, for the speed."""
+        self._batches.append(batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Move the bar to the images seen."""
@@ -37,12 +44,12 @@ class Console(keras.callbacks.Callback):
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        seconds = time.monotonic() - self._began[0]
-        left = (self._epochs - epoch - 1) * seconds
+        first = self._batches[0] if self._batches else 0
+        speed = (self._images - first * self._batch_size) / (time.monotonic() - self._clock[0])
+        left = (self._epochs - epoch - 1) * self._images / speed
         figures = ", ".join(f"{name} {value:.4f}" for name, value in (logs or {}).items())
         print(
-            f"epoch {epoch + 1}/{self._epochs}: {figures}, {self._images / seconds:,.0f} images/s, "
-            f"{left / 60:.0f} min left",
+            f"epoch {epoch + 1}/{self._epochs}: {figures}, {speed:,.0f} images/s, {left / 60:.0f} min left",
             file=sys.stderr,
             flush=True,
         )

@@ -2,12 +2,14 @@
 
 Run as `python -m stages.download`, with the options of `--help`; `dvc repro` does. Writes train.npz,
 test.npz and source.json to data/raw. Where the bytes come from is not a choice that changes a result, so it
-is given from outside: DATASET_SOURCES is a list, separated by spaces, of copies (file:// or a path) and
-mirrors (http:// or https://) to try first; DATASET_CACHE is the folder that keeps what was fetched.
+is given from outside: DATASET_SOURCES is a list, separated by spaces and quoted as in a shell, of copies
+(file:// or a path) and mirrors (http:// or https://) to try first; DATASET_CACHE is the folder that keeps
+what was fetched.
 """
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ import platformdirs
 from stages import failure, splits
 from stages.datasets import Dataset, Images, cifar10, digits, folder
 from stages.exclusive import exclusive
+from stages.failure import StageError
 from stages.outputs import require_space, write_json
 from stages.params import Section, load
 from stages.records import DatasetRecord, Source, SplitRecord
@@ -44,11 +47,19 @@ def load_dataset(params: DatasetParams) -> Dataset:
     """Return the dataset that `params.name` chooses, fetched if it is not embedded."""
     match params.name:
         case "cifar10":
-            return cifar10.load(params.cifar10, os.environ.get("DATASET_SOURCES", "").split(), cache_folder())
+            return cifar10.load(params.cifar10, places(), cache_folder())
         case "digits":
             return digits.load()
         case "folder":
             return folder.load(params.folder)
+
+
+def places() -> list[str]:
+    """Return the copies and mirrors that DATASET_SOURCES names; `StageError` when a quote is not closed."""
+    try:
+        return shlex.split(os.environ.get("DATASET_SOURCES", ""))
+    except ValueError as error:
+        raise StageError(f"DATASET_SOURCES: {error}; quote a path with spaces as in a shell") from None
 
 
 def cache_folder() -> Path:

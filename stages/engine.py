@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 # Ctrl-C and the progress bar wait for less than a second.
 IMAGES_PER_CALL = 640
 
+DIVERGED = "; no model was written: try a lower train.learning_rate or train.clip_norm"
+
 
 class TrainParams(OptimizationParams, AugmentationParams):
     """`train` of params.yaml."""
@@ -76,7 +78,6 @@ class Trainer:
         training: Split,
         validation: Split,
         callbacks: Sequence[keras.callbacks.Callback],
-        checkpoints: Checkpoints,
     ) -> None:
         """Prepare a run; nothing is computed before `run`."""
         import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
@@ -85,7 +86,7 @@ class Trainer:
         from stages.step import TrainingSteps
 
         check_shift(params, *training.images.shape[1:3])
-        self._model, self._params, self._checkpoints = model, params, checkpoints
+        self._model, self._params = model, params
         self._training, self._validation = training, validation
         self._optimizer = build_optimizer(params)
         self._steps = TrainingSteps(model, self._optimizer, params)
@@ -99,27 +100,28 @@ class Trainer:
         self._best: list[NDArray[Any]] = []
         self._saved = time.monotonic()
 
-    def run(self) -> list[dict[str, float]]:
-        """Train to the end, from the last sound checkpoint if there is one, and return a row an epoch.
+    def run(self, checkpoints: Checkpoints) -> tuple[list[dict[str, float]], int]:
+        """Train to the end, from the last sound checkpoint if there is one.
 
-        A row has loss, accuracy (over the epoch's training batches, with dropout), val_loss and
-        val_accuracy. Raises `StageError` when the loss is no longer finite.
+        Return a row an epoch, and the index of the one whose weights the model has: with early stopping the
+        best, otherwise the last. A row has loss, accuracy (over the epoch's training batches, with dropout),
+        val_loss and val_accuracy. Raises `StageError` when a loss is no longer finite.
         """
-        progress = self._resume()
+        progress = self._resume(checkpoints)
         self._callbacks.on_train_begin()
         self._restore_callbacks(progress)
         while progress.epoch < self._params.epochs and not self._stop(progress):
-            self._train_epoch(progress)
+            self._train_epoch(progress, checkpoints)
             row = self._end_epoch(progress)
             self._callbacks.on_epoch_end(progress.epoch - 1, row)
-            self._save(progress)
-        if self._params.early_stopping and self._best:
+            self._save(progress, checkpoints)
+        if self._params.early_stopping:
             self._assign(self._model.variables, self._best)
         self._callbacks.on_train_end()
-        self._checkpoints.clear()
-        return progress.history
+        checkpoints.clear()
+        return progress.history, progress.best_epoch if self._params.early_stopping else progress.epoch - 1
 
-    def _train_epoch(self, progress: Progress) -> None:
+    def _train_epoch(self, progress: Progress, checkpoints: Checkpoints) -> None:
         self._callbacks.on_epoch_begin(progress.epoch)
         order = epoch_order(self._params.seed, progress.epoch, len(self._training.images))
         for images, labels in self._batches(order, progress.step):
@@ -134,7 +136,7 @@ class Trainer:
             logs = {"loss": progress.loss / seen, "accuracy": progress.hits / seen}
             self._callbacks.on_train_batch_end(progress.step - 1, logs)
             if time.monotonic() - self._saved > self._params.checkpoint_minutes * 60:
-                self._save(progress)
+                self._save(progress, checkpoints)
 
     def _batches(
         self, order: NDArray[np.int64], step: int
@@ -165,13 +167,15 @@ class Trainer:
         if not np.isfinite(losses).all():
             step = progress.step + int(np.argmin(np.isfinite(losses)))
             raise StageError(
-                f"the loss is {losses[step - progress.step]} in epoch {progress.epoch + 1}, step {step + 1}; no "
-                "model was written: try a lower train.learning_rate or train.clip_norm"
+                f"the loss is {losses[step - progress.step]} in epoch {progress.epoch + 1}, step {step + 1}"
+                f"{DIVERGED}"
             )
 
     def _end_epoch(self, progress: Progress) -> dict[str, float]:
         images = len(self._training.images)
         val_loss, val_accuracy = self._validate()
+        if not np.isfinite(val_loss):  # the very last step can spoil the weights after its loss was computed
+            raise StageError(f"the validation loss is {val_loss} after epoch {progress.epoch + 1}{DIVERGED}")
         row = {
             "loss": progress.loss / images,
             "accuracy": progress.hits / images,
@@ -205,15 +209,15 @@ class Trainer:
         # Keras counts generators' states among a model's variables, though not among its weights.
         return [*self._model.variables, *self._optimizer.variables]
 
-    def _save(self, progress: Progress) -> None:
+    def _save(self, progress: Progress, checkpoints: Checkpoints) -> None:
         progress.stopped = bool(self._model.stop_training)
         progress.callbacks = [_scalars(callback) for callback in self._callbacks.callbacks]
         arrays = [variable.numpy() for variable in self._state()]
-        self._checkpoints.save(progress.epoch, progress.step, [*arrays, *self._best], asdict(progress))
+        checkpoints.save(progress.epoch, progress.step, [*arrays, *self._best], asdict(progress))
         self._saved = time.monotonic()
 
-    def _resume(self) -> Progress:
-        found = self._checkpoints.latest()
+    def _resume(self, checkpoints: Checkpoints) -> Progress:
+        found = checkpoints.latest()
         if found is None:
             return Progress()
         arrays, state = found

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -22,13 +21,10 @@ from pydantic import Field
 from stages import failure, runtime, scoring
 from stages.exclusive import exclusive
 from stages.failure import StageError
-from stages.outputs import replacing, write_json
+from stages.outputs import write_json, write_table
 from stages.params import Section, load
 from stages.records import Statistics, read_record, read_split
 from stages.runtime import RuntimeParams
-
-if TYPE_CHECKING:
-    pass
 
 SCHEMA_VERSION = 1
 
@@ -48,11 +44,17 @@ def main(arguments: Sequence[str]) -> None:
         began = time.time()
         statistics = read_record(options.processed / "statistics.json", Statistics)
         test = read_split(options.processed, "test", statistics)
+        if params.top_k > len(statistics.classes):
+            raise StageError(
+                f"evaluate.top_k: {params.top_k} of {len(statistics.classes)} classes; use less, as with all of "
+                "them every image is a hit"
+            )
         digest = _trained_here(options.model, options.train_metrics)
         runtime.start(runtime_params, seed=0)
         probabilities = _predict(options.model, test.images)
         _save(options, params, statistics, test.labels.argmax(axis=1), probabilities, digest)
-        runtime.write_log(options.logs / "evaluate.json", runtime_params, time.time() - began)
+        seconds = time.time() - began
+        runtime.write_environment(options.environment, options.logs / "evaluate.json", runtime_params, seconds)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -63,14 +65,22 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--train-metrics", type=Path, default=Path("metrics/train.json"))
     parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder of the tables and figures")
     parser.add_argument("--predictions", type=Path, default=Path("data/predictions.csv"))
+    parser.add_argument("--environment", type=Path, default=Path("environment/evaluate.json"))
     parser.add_argument("--logs", type=Path, default=Path("logs"))
     return parser.parse_args(arguments)
 
 
 def _trained_here(model: Path, train_metrics: Path) -> str:
     """Return the model file's SHA-256 when `train_metrics` names it: loading a stranger's model runs its code."""
-    found = hashlib.sha256(model.read_bytes()).hexdigest()
-    expected = json.loads(train_metrics.read_text(encoding="utf-8"))["model_sha256"]
+    try:
+        found = hashlib.sha256(model.read_bytes()).hexdigest()
+        expected = json.loads(train_metrics.read_bytes())["model_sha256"]
+    except FileNotFoundError as error:
+        raise StageError(f"{error.filename}: no such file; run: dvc repro") from None
+    except (ValueError, LookupError, TypeError):  # not JSON, no such key, or not an object
+        raise StageError(
+            f"{train_metrics}: not what the stage train writes; run: dvc repro --force train"
+        ) from None
     if found != expected:
         raise StageError(
             f"{model}: sha256 {expected} expected by {train_metrics}, {found} found: not the model that the "
@@ -111,9 +121,9 @@ def _save(
     predictions = pd.DataFrame({"label": names[labels], "prediction": names[predicted]})
     for index, name in enumerate(classes):
         predictions[f"probability_{name}"] = probabilities[:, index]
-    _write_table(options.predictions, predictions)
-    _write_table(options.metrics / "per_class.csv", scoring.per_class(labels, probabilities, classes))
-    _write_table(options.metrics / "confusion.csv", scoring.confusion(labels, predicted, classes))
+    write_table(options.predictions, predictions)
+    write_table(options.metrics / "per_class.csv", scoring.per_class(labels, probabilities, classes))
+    write_table(options.metrics / "confusion.csv", scoring.confusion(labels, predicted, classes))
     hits = labels[:official] == predicted[:official]
     write_json(
         options.metrics / "evaluation.json",
@@ -130,11 +140,6 @@ def _save(
             "official_accuracy": float(hits.mean()) if official else None,
         },
     )
-
-
-def _write_table(path: Path, table: pd.DataFrame) -> None:
-    with replacing(path) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n")
 
 
 if __name__ == "__main__":

@@ -24,27 +24,32 @@ def run(name: str, main: Callable[[Sequence[str]], None], arguments: Sequence[st
     debug = "--debug" in arguments or os.environ.get("STAGES_DEBUG", "") not in ("", "0")
     try:
         main([argument for argument in arguments if argument != "--debug"])
-    except (StageError, MemoryError, OSError, KeyboardInterrupt) as error:
-        if isinstance(error, OSError) and error.errno is None:
+    except (Exception, KeyboardInterrupt) as error:
+        explanation = _explain(error)
+        if explanation is None:
             raise
         if debug:
             traceback.print_exc()
         # On a terminal the cursor may stand at the end of a progress bar: the line takes its place.
         start = "\r\x1b[K" if sys.stderr.isatty() else ""
-        print(f"{start}{name}: {' '.join(_explain(error).split())}", file=sys.stderr, flush=True)
+        print(f"{start}{name}: {' '.join(explanation.split())}", file=sys.stderr, flush=True)
         return 130 if isinstance(error, KeyboardInterrupt) else 1
     return 0
 
 
-def _explain(error: BaseException) -> str:
+def _explain(error: BaseException) -> str | None:
+    """Return what to say of an error that a person can mend; None for a defect."""
+    # TensorFlow's own error is known by its name, as the stages that do without TensorFlow do not load it.
+    if isinstance(error, MemoryError) or type(error).__name__ == "ResourceExhaustedError":
+        return "out of memory; close other programs or use a smaller train.batch_size"
     match error:
-        case MemoryError():
-            return "out of memory; close other programs or use a smaller batch_size"
         case KeyboardInterrupt():
             return "stopped by Ctrl-C"
         case OSError(errno=int(number)):
             # A full disk, a missing permission, a read-only folder: the system's words and the path say it all.
             where = f"{error.filename}: " if error.filename else ""
             return f"{where}{os.strerror(number)}; free or correct that, then run again"
-        case _:
+        case StageError():
             return str(error)
+        case _:
+            return None

@@ -68,7 +68,7 @@ def fetch(
     written whole or not at all. `size` in bytes, where known, tells a wrong file by its length and bounds
     what is written. Processes that fetch to the same `to` take turns. Progress and trouble go to stderr.
 
-    Raises `StageError`, ending in `hint`, when no source has the file: one line with the reason of each.
+    Raises `StageError` when no source has the file: one line with `hint`, then the reason of each.
     """
     if _sha256(to) == sha256:
         return to
@@ -170,7 +170,8 @@ class _Download:
             first, in_vain = False, 0 if self.best > best else in_vain + 1
         if not self.complete:
             why = "; ".join(reasons.values()) or "none is named"
-            raise StageError(f"{self.to.name}: no source has it with sha256 {self.sha256}: {why}. {hint}".rstrip())
+            remedy = f"; {hint}" if hint else ""
+            raise StageError(f"{self.to.name}: no source has it with sha256 {self.sha256}{remedy} ({why})")
         os.fsync(self.file.fileno())
         self.path.replace(self.to)
         sync_folder(self.to.parent)

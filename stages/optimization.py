@@ -27,6 +27,16 @@ class OptimizationParams(Section):
     clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
 
 
+def without_effect(params: OptimizationParams) -> list[str]:
+    """Return a sentence for each key that was given a value and that the other choices leave unread."""
+    unread = {
+        "momentum": params.momentum and params.optimizer != "sgd" and f"optimizer {params.optimizer}",
+        "weight_decay": params.weight_decay and params.optimizer == "adam" and "optimizer adam; adamw has it",
+        "warmup_epochs": params.warmup_epochs and params.schedule == "one_cycle" and "one_cycle, which warms up",
+    }
+    return [f"train.{key} has no effect with {reason}" for key, reason in unread.items() if reason]
+
+
 def build_optimizer(params: OptimizationParams) -> keras.optimizers.Optimizer:
     """Return the Keras optimizer; the learning rate is set anew by the engine in each step."""
     # Here, because importing this module must not load TensorFlow before `runtime.start`.
@@ -35,17 +45,23 @@ def build_optimizer(params: OptimizationParams) -> keras.optimizers.Optimizer:
     from stages.fused_adam import FusedAdam, FusedAdamW
 
     clip = params.clip_norm or None
-    if params.optimizer == "adam":
-        return FusedAdam(params.learning_rate, global_clipnorm=clip)
-    if params.optimizer == "adamw":
-        return FusedAdamW(params.learning_rate, weight_decay=params.weight_decay, global_clipnorm=clip)
-    return keras.optimizers.SGD(
-        params.learning_rate,
-        momentum=params.momentum,
-        nesterov=params.momentum > 0,
-        weight_decay=params.weight_decay or None,
-        global_clipnorm=clip,
-    )
+    match params.optimizer:
+        case "adam":
+            optimizer = FusedAdam(params.learning_rate, global_clipnorm=clip)
+        case "adamw":
+            optimizer = FusedAdamW(params.learning_rate, weight_decay=params.weight_decay, global_clipnorm=clip)
+        case "sgd":
+            optimizer = keras.optimizers.SGD(
+                params.learning_rate,
+                momentum=params.momentum,
+                nesterov=params.momentum > 0,
+                weight_decay=params.weight_decay or None,
+                global_clipnorm=clip,
+            )
+    if keras.config.dtype_policy().compute_dtype == "float16":
+        # Small gradients would be zero in float16: the loss is scaled up, and they are scaled down again.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    return optimizer
 
 
 def learning_rates(params: OptimizationParams, steps_per_epoch: int, epochs: int) -> NDArray[np.float32]:

@@ -7,9 +7,12 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from stages.failure import StageError
+
+if TYPE_CHECKING:  # the stages that write tables have imported it, and the others start without
+    import pandas as pd
 
 
 @contextmanager
@@ -55,6 +58,12 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     with replacing(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
+
+
+def write_table(path: Path, table: "pd.DataFrame") -> None:
+    """Write `table` as CSV with a header and without its index."""
+    with replacing(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")
 
 
 def require_space(folder: Path, size: int) -> None:

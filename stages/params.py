@@ -39,17 +39,21 @@ def load(path: Path, section: str, model: type[S]) -> S:
     root, values = _read(path)
     for name in values:
         if name not in SECTIONS:
-            raise _error(path, root, (name,), f"unknown section{_nearest(name, SECTIONS)}")
+            close = _nearest(name, SECTIONS)
+            hint = f"did you mean '{close}'?" if close else f"known: {', '.join(SECTIONS)}"
+            raise _error(path, root, (name,), f"unknown section; {hint}")
     if section not in values:
         raise StageError(f"{path}:1: the section '{section}' is missing; add it, or restore it with git")
     try:
         return model.model_validate(values[section] if values[section] is not None else {})
     except ValidationError as failure:
         # A misspelt key is also a missing one: what was written wrongly explains more than what is absent.
-        first, *others = sorted(failure.errors(), key=lambda error: error["type"] != "extra_forbidden")
-        location = first["loc"]
-        more = f" (and {len(others)} more like it)" if others else ""
-        raise _error(path, root, (section, *location), _explain(model, first) + more) from None
+        unknown = [error for error in failure.errors() if error["type"] == "extra_forbidden"]
+        meant = {(*error["loc"][:-1], _meant(model, error["loc"])) for error in unknown}
+        others = [error for error in failure.errors() if error not in unknown and error["loc"] not in meant]
+        first, *rest = [*unknown, *others]
+        more = f" (and {len(rest)} more like it)" if rest else ""
+        raise _error(path, root, (section, *first["loc"]), _explain(model, first) + more) from None
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -125,7 +129,9 @@ def _mark(node: yaml.Node, location: Location) -> yaml.Mark:
 def _explain(model: type[Section], error: Any) -> str:
     location: Location = error["loc"]
     if error["type"] == "extra_forbidden":
-        return f"unknown key{_nearest(str(location[-1]), _fields(model, location[:-1]))}"
+        close = _meant(model, location)
+        known = ", ".join(_fields(model, location[:-1]))
+        return f"unknown key; did you mean '{close}'?" if close else f"unknown key; known: {known}"
     if error["type"] == "missing":
         return "this key is missing; add it, or restore it with git"
     if error["type"] == "model_type":
@@ -135,8 +141,12 @@ def _explain(model: type[Section], error: Any) -> str:
         return str(expected)
     found = "nothing" if error["input"] is None else repr(error["input"])
     hint = ""
-    if error["type"] == "literal_error" and isinstance(error["input"], str):
-        hint = _nearest(error["input"], re.findall(r"'([^']*)'", error["ctx"]["expected"]), otherwise="")
+    if isinstance(error["input"], str):
+        close = _nearest(error["input"], re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", ""))))
+        if error["type"] == "literal_error" and close:
+            hint = f"; did you mean '{close}'?"
+        elif error["type"] in ("int_type", "float_type") and _number(error["input"]):
+            hint = "; write it without quotes"
     return f"{expected}, found {found}{hint}"
 
 
@@ -151,10 +161,21 @@ def _fields(model: type[Section], location: Location) -> list[str]:
     return list(annotation.model_fields)
 
 
-def _nearest(name: str, valid: typing.Iterable[str], otherwise: str = "; known: {}") -> str:
-    valid = list(valid)
-    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
-    return f"; did you mean '{close[0]}'?" if close else otherwise.format(", ".join(valid))
+def _meant(model: type[Section], location: Location) -> str | None:
+    """The valid key nearest to the unknown one at `location`."""
+    return _nearest(str(location[-1]), _fields(model, location[:-1]))
+
+
+def _nearest(name: str, valid: typing.Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name, valid, n=1, cutoff=0.5)), None)
+
+
+def _number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _dotted(location: Location) -> str:

@@ -19,6 +19,11 @@ from stages.failure import StageError
 from stages.outputs import write_json
 from stages.params import Section
 
+# What oneDNN reads; the instruction set follows from the params.
+ONEDNN = {"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "ONEDNN_MAX_CPU_ISA": "ALL", "TF_ENABLE_ONEDNN_OPTS": "1"}
+# The flags of /proc/cpuinfo by which oneDNN and Eigen choose their kernels.
+FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
+
 
 class RuntimeParams(Section):
     """`runtime` of params.yaml."""
@@ -26,25 +31,25 @@ class RuntimeParams(Section):
     # Another number of threads splits sums elsewhere and gives other bytes: a choice, not the machine's cores.
     threads: int = Field(ge=1, le=256)
     cpu_isa: Literal["native", "avx2"]
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16", "float16"]
+    emulate: bool  # a precision that this machine does not compute in, at a fraction of the speed
 
 
 def start(params: RuntimeParams, seed: int) -> None:
     """Load TensorFlow with `params` in force and seed every generator from `seed`.
 
-    Raises `StageError` when the precision is one that this CPU would have to emulate.
+    Raises `StageError` when the precision is one that this machine would have to emulate.
     """
-    if params.precision == "bfloat16" and not _has_bfloat16():
+    if params.precision == "bfloat16" and not params.emulate and not _has_bfloat16():
         raise StageError(
             "runtime.precision: bfloat16 needs a CPU with AMX or AVX512-BF16, and this one would emulate it at "
-            "a fraction of the speed; use float32"
+            "a fraction of the speed; use float32, or runtime.emulate: true"
         )
-    # Read by TensorFlow and oneDNN when they load. Set to known values, so that nothing in a person's
-    # environment changes the bytes.
+    # Read by TensorFlow and oneDNN when they load. Set to known values, so that what a person's environment
+    # says of them does not change the bytes.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
     os.environ["KERAS_BACKEND"] = "tensorflow"
-    os.environ["ONEDNN_MAX_CPU_ISA"] = {"native": "ALL", "avx2": "AVX2"}[params.cpu_isa]
+    os.environ |= ONEDNN | {"ONEDNN_MAX_CPU_ISA": {"native": "ALL", "avx2": "AVX2"}[params.cpu_isa]}
     with _standard_error_kept():
         import keras
         import tensorflow as tf
@@ -55,26 +60,40 @@ def start(params: RuntimeParams, seed: int) -> None:
         # ~/.keras/keras.json may say otherwise.
         keras.config.set_floatx("float32")
         keras.config.set_image_data_format("channels_last")
-        keras.config.set_dtype_policy({"float32": "float32", "bfloat16": "mixed_bfloat16"}[params.precision])
+        policy = params.precision if params.precision == "float32" else f"mixed_{params.precision}"
+        keras.config.set_dtype_policy(policy)
         keras.utils.set_random_seed(seed)
-        tf.config.list_logical_devices()
+        devices = tf.config.list_logical_devices("GPU")
+    if params.precision == "float16" and not params.emulate and not devices:
+        raise StageError(
+            "runtime.precision: float16 needs a GPU, and TensorFlow finds none here; use float32, or "
+            "runtime.emulate: true"
+        )
 
 
-def write_log(path: Path, params: RuntimeParams, seconds: float) -> None:
-    """Write what differs from machine to machine, and so has no place in metrics/: versions, CPU, duration."""
-    versions = {name: version(name) for name in ("tensorflow", "keras", "numpy")}
-    write_json(
-        path,
-        {
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "duration_seconds": round(seconds, 1),
-            "platform": platform.platform(),
-            "python": platform.python_version(),
-            "runtime": params.model_dump(),
-            **versions,
-        },
-    )
+def write_environment(record: Path, log: Path, params: RuntimeParams, seconds: float) -> None:
+    """Write what a run was made on, which may explain that its bytes differ: machine, system, versions, settings.
+
+    record: the same on every run of one machine, for git. log: with the duration in seconds, not tracked.
+    """
+    environment = {
+        "cpu": _cpu(),
+        "cpu_flags": " ".join(flag for flag in FLAGS if flag in _cpu_flags()),
+        "cores": os.cpu_count(),
+        "determinism": True,
+        "onednn": {name: os.environ.get(name, "") for name in sorted(ONEDNN)},
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "runtime": params.model_dump(),
+        "versions": versions(),
+    }
+    write_json(record, environment)
+    write_json(log, {**environment, "duration_seconds": round(seconds, 1)})
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that compute."""
+    return {name: version(name) for name in ("tensorflow", "keras", "numpy")}
 
 
 def _cpu() -> str:
@@ -87,11 +106,14 @@ def _cpu() -> str:
 
 def _has_bfloat16() -> bool:
     """Whether the CPU computes in bfloat16; where /proc/cpuinfo does not tell, that it does not."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
     except OSError:
-        return False
-    return "amx_bf16" in flags or "avx512_bf16" in flags
+        return set()
 
 
 @contextmanager

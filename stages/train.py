@@ -2,7 +2,8 @@
 
 Run as `python -m stages.train`, with the options of `--help`; `dvc repro` does. Reads train.npz,
 validation.npz and statistics.json of data/processed; writes the model, metrics/train.json and
-metrics/history.csv. TensorBoard's logs and the machine's share of the story go to logs/, untracked.
+metrics/history.csv. What machine it was goes to environment/train.json, which DVC does not track; TensorBoard's
+logs and the duration go to logs/, which git does not track either.
 """
 
 import argparse
@@ -11,8 +12,7 @@ import importlib
 import json
 import sys
 import time
-from collections.abc import Sequence
-from importlib.metadata import version
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,8 @@ from stages.engine import Trainer, TrainParams
 from stages.exclusive import exclusive
 from stages.failure import StageError
 from stages.model import ModelParams, build_model
-from stages.outputs import replacing, require_space, write_json
+from stages.optimization import without_effect
+from stages.outputs import require_space, write_json, write_table
 from stages.params import load
 from stages.records import Statistics, read_record, read_split
 from stages.runtime import RuntimeParams
@@ -46,28 +47,41 @@ def main(arguments: Sequence[str]) -> None:
 
         began = time.time()
         runtime.start(runtime_params, params.seed)
+        from stages.archive import save_model
+
+        for note in without_effect(params):
+            print(f"train: {note}", file=sys.stderr)
         model = build_model(model_params, training.images.shape[1:], training.labels.shape[1])
         # The model, and two checkpoints of it with Adam's two moments, each written aside before it is moved.
         require_space(options.model.parent, 12 * 4 * model.count_params())
-        choices = [params.model_dump(), model_params.model_dump(), runtime_params.model_dump()]
-        checkpoints = Checkpoints(options.checkpoints, run_key(choices, statistics))
         callbacks = _callbacks(params, len(training.images), options.logs)
-        history = Trainer(model, params, training, validation, callbacks, checkpoints).run()
+        trainer = Trainer(model, params, training, validation, callbacks)
+        # After all that trains is loaded, so that its code is in the key.
+        choices = [params.model_dump(), model_params.model_dump(), runtime_params.model_dump()]
+        key = run_key(choices, statistics, code_files(params.callbacks))
+        history, saved = trainer.run(Checkpoints(options.checkpoints, key))
 
-        _save(options, model, params, statistics, history)
-        runtime.write_log(options.logs / "train.json", runtime_params, time.time() - began)
+        save_model(model, options.model)
+        _save_metrics(options, model, statistics, history, saved)
+        seconds = time.time() - began
+        runtime.write_environment(options.environment, options.logs / "train.json", runtime_params, seconds)
 
 
-def run_key(choices: Sequence[Any], statistics: Statistics) -> str:
-    """Return the SHA-256 of all that determines a run: params, data, the code loaded, the libraries' versions."""
-    code = {
-        name: hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()
-        for name, module in sorted(sys.modules.items())
-        if name.startswith("stages.") and module.__file__
-    }
-    versions = {name: version(name) for name in ("tensorflow", "keras", "numpy")}
-    text = json.dumps([choices, statistics.model_dump(), code, versions], sort_keys=True)
+def run_key(choices: Sequence[Any], statistics: Statistics, code: Mapping[str, Path]) -> str:
+    """Return the SHA-256 of all that determines a run: params, data, code, the libraries' versions."""
+    files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in code.items()}
+    text = json.dumps([choices, statistics.model_dump(), files, runtime.versions()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_files(callbacks: Sequence[str]) -> dict[str, Path]:
+    """Return the files of the modules loaded from stages/, and of those that hold the `callbacks`, by module."""
+    own = {name.rpartition(".")[0] for name in callbacks}
+    return {
+        name: Path(str(module.__file__))
+        for name, module in sorted(sys.modules.items())
+        if (name in own or name.partition(".")[0] == "stages") and getattr(module, "__file__", None)
+    }
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -77,6 +91,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=Path("models/model.keras"))
     parser.add_argument("--metrics", type=Path, default=Path("metrics/train.json"))
     parser.add_argument("--history", type=Path, default=Path("metrics/history.csv"))
+    parser.add_argument("--environment", type=Path, default=Path("environment/train.json"))
     parser.add_argument("--logs", type=Path, default=Path("logs"))
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     return parser.parse_args(arguments)
@@ -93,33 +108,32 @@ def _callbacks(params: TrainParams, images: int, logs: Path) -> "list[keras.call
 
 
 def _named_callback(name: str) -> "keras.callbacks.Callback":
+    import keras
+
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)()
+        callback = getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise StageError(
             f"train.callbacks: {name!r} cannot be made: {error}; name a class: module.Class"
         ) from None
+    if not isinstance(callback, keras.callbacks.Callback):
+        raise StageError(f"train.callbacks: {name!r} is no Keras callback; name a class: module.Class")
+    return callback
 
 
-def _save(
+def _save_metrics(
     options: argparse.Namespace,
     model: "keras.Model",
-    params: TrainParams,
     statistics: Statistics,
     history: Sequence[dict[str, float]],
+    saved: int,
 ) -> None:
     import pandas as pd
 
-    from stages.archive import save_model
-
-    save_model(model, options.model)
     table = pd.DataFrame(history)
     table.insert(0, "epoch", range(1, len(history) + 1))
-    with replacing(options.history) as partial:
-        table.to_csv(partial, index=False, lineterminator="\n")
-    # The epoch whose weights were saved: with early stopping the best, otherwise the last.
-    saved = int(table["val_loss"].to_numpy().argmin()) if params.early_stopping else len(history) - 1
+    write_table(options.history, table)
     write_json(
         options.metrics,
         {

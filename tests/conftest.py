@@ -13,7 +13,7 @@ from stages import runtime
 @pytest.fixture(scope="session")
 def started() -> None:
     """TensorFlow in this process as a stage has it: the threads can be set only before its first operation."""
-    runtime.start(runtime.RuntimeParams(threads=2, cpu_isa="native", precision="float32"), seed=0)
+    runtime.start(runtime.RuntimeParams(threads=2, cpu_isa="native", precision="float32", emulate=False), seed=0)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import sys
 from pathlib import Path
 from stages import runtime
 
-runtime.start(runtime.RuntimeParams(threads=2, cpu_isa="native", precision="float32"), 0)
+runtime.start(runtime.RuntimeParams(threads=2, cpu_isa="native", precision="float32", emulate=False), 0)
 from stages.archive import save_model
 from tests.test_archive import build
 
@@ -118,3 +119,12 @@ def test_a_full_disk_leaves_the_old_model_and_nothing_else(small_disk: Path) -> 
         save_model(large, path)
     assert [file.name for file in small_disk.iterdir()] == ["model.keras"]
     assert path.read_text() == "old"
+
+
+def test_a_full_folder_for_temporary_files_is_no_obstacle(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk))
+    large = keras.Sequential([keras.Input((100,)), keras.layers.Dense(1000)])
+    save_model(large, tmp_path / "models" / "model.keras")
+    assert [file.name for file in (tmp_path / "models").iterdir()] == ["model.keras"]

@@ -352,7 +352,7 @@ def test_a_label_that_names_no_class_is_refused_with_its_file_and_offset(archive
 
 @pytest.mark.parametrize("wrong", ["", "c4a3", "C" * 64, "g" * 64, "a" * 65])
 def test_a_sha256_of_another_form_is_refused(wrong: str) -> None:
-    with pytest.raises(ValueError, match="pattern"):
+    with pytest.raises(ValueError, match="it should be a SHA-256, 64 digits of 0-9 and a-f, found"):
         cifar10.Params(sha256=wrong)
 
 

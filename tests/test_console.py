@@ -62,6 +62,19 @@ def test_nothing_is_left_to_do_after_the_last_epoch(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().err.endswith(", 0 min left\n")
 
 
+def test_the_speed_of_a_resumed_epoch_counts_what_was_trained_since(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console = Console(images=100, batch_size=10, epochs=2)
+    clock = iter((5.0, 7.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    console.on_epoch_begin(0)
+    console.on_train_batch_begin(6)  # the first six were trained before the run was stopped
+    console.on_train_batch_begin(9)
+    console.on_epoch_end(0)
+    assert ", 20 images/s, 0 min left" in capsys.readouterr().err
+
+
 def test_a_terminal_gets_a_bar_with_epoch_step_loss_and_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(images=100, batch_size=10, epochs=3)
     with terminal(monkeypatch) as written:

@@ -52,6 +52,17 @@ def test_without_network_and_copy_one_line_names_the_ways_on(project: Project) -
     assert not any((project.folder / "data/raw").glob("*.npz"))
 
 
+def test_the_sources_are_quoted_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATASET_SOURCES", "'/a copy/x.tar.gz' http://host/y.tar.gz")
+    assert download.places() == ["/a copy/x.tar.gz", "http://host/y.tar.gz"]
+
+
+def test_a_quote_that_is_not_closed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATASET_SOURCES", "'/a copy/x.tar.gz")
+    with pytest.raises(StageError, match="DATASET_SOURCES: No closing quotation; quote a path"):
+        download.places()
+
+
 def test_a_misspelt_dataset_is_named_with_its_line(project: Project) -> None:
     project.choose("dataset.name", "cifar-10")
     failed = project.run(*COMMAND, check=False)

@@ -52,11 +52,12 @@ def build(dropout: float = 0.3) -> keras.Model:
     return build_model(params, (6, 6, 2), 3)
 
 
-def trainer(model: keras.Model, folder: Path, *callbacks: keras.callbacks.Callback, **changes: Any) -> Trainer:
+def train(
+    model: keras.Model, folder: Path, *callbacks: keras.callbacks.Callback, **changes: Any
+) -> tuple[list[dict[str, float]], int]:
     params = TrainParams(**{**PLAIN, **changes})
-    return Trainer(
-        model, params, split(slice(IMAGES)), split(slice(300)), callbacks, Checkpoints(folder, "k" * 64)
-    )
+    trainer = Trainer(model, params, split(slice(IMAGES)), split(slice(300)), callbacks)
+    return trainer.run(Checkpoints(folder, "k" * 64))
 
 
 def weights(model: keras.Model) -> list[Any]:
@@ -112,25 +113,25 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     tmp_path: Path, method: str, call: int, changes: dict[str, Any]
 ) -> None:
     undisturbed = build()
-    expected = trainer(undisturbed, tmp_path / "a", **changes).run()
+    expected = train(undisturbed, tmp_path / "a", **changes)
 
     with pytest.raises(KeyboardInterrupt):
-        trainer(build(), tmp_path / "b", Interrupt(method, call), **changes).run()
+        train(build(), tmp_path / "b", Interrupt(method, call), **changes)
     model = build()
     model.set_weights([weight * 0 for weight in model.get_weights()])  # so that nothing comes from the seed
-    assert trainer(model, tmp_path / "b", **changes).run() == expected
+    assert train(model, tmp_path / "b", **changes) == expected
     for found, wanted in zip(weights(model), weights(undisturbed), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
 def test_checkpoints_are_gone_after_a_successful_run(tmp_path: Path) -> None:
-    trainer(build(), tmp_path / "checkpoints", epochs=1).run()
+    train(build(), tmp_path / "checkpoints", epochs=1)
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_two_runs_of_one_process_end_in_the_same_weights(tmp_path: Path) -> None:
     first, second = build(), build()
-    assert trainer(first, tmp_path).run() == trainer(second, tmp_path).run()
+    assert train(first, tmp_path) == train(second, tmp_path)
     for found, wanted in zip(weights(first), weights(second), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
@@ -147,7 +148,7 @@ def test_full_batches_without_dropout_train_as_fit_does(
     tmp_path: Path, changes: dict[str, Any], optimizer: Callable[[], keras.optimizers.Optimizer]
 ) -> None:
     ours, theirs = build(dropout=0), build(dropout=0)
-    rows = trainer(ours, tmp_path, batch_size=IMAGES, epochs=4, **changes).run()
+    rows, _ = train(ours, tmp_path, batch_size=IMAGES, epochs=4, **changes)
     theirs.compile(optimizer=optimizer(), loss="categorical_crossentropy", metrics=["accuracy"])
     data, validation = split(slice(IMAGES)), split(slice(300))
     history = theirs.fit(
@@ -181,7 +182,7 @@ def test_callbacks_are_called_as_fit_calls_them(tmp_path: Path) -> None:
             self.calls.append(("train ends", None, []))
 
     ours, theirs = Record(), Record()
-    trainer(build(), tmp_path, ours, epochs=2).run()
+    train(build(), tmp_path, ours, epochs=2)
     model = build()
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
     data = split(slice(64))
@@ -194,7 +195,7 @@ def test_a_callback_can_stop_training(tmp_path: Path) -> None:
     stop = keras.callbacks.LambdaCallback(
         on_epoch_end=lambda epoch, logs: setattr(model, "stop_training", epoch == 1)
     )
-    assert len(trainer(model, tmp_path, stop, epochs=5).run()) == 2
+    assert len(train(model, tmp_path, stop, epochs=5)[0]) == 2
 
 
 def test_a_callback_can_lower_a_constant_learning_rate(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_callback_can_lower_a_constant_learning_rate(tmp_path: Path) -> None:
         seen.append(float(model.optimizer.learning_rate))
 
     model = build()
-    trainer(model, tmp_path, keras.callbacks.LambdaCallback(on_epoch_end=halve), epochs=3).run()
+    train(model, tmp_path, keras.callbacks.LambdaCallback(on_epoch_end=halve), epochs=3)
     assert seen == pytest.approx([0.005, 0.0025, 0.00125])
 
 
@@ -213,8 +214,9 @@ def test_early_stopping_ends_the_run_and_keeps_the_best_weights(tmp_path: Path) 
     kept: list[Any] = []
     model = build()
     record = keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: kept.append(weights(model)))
-    rows = trainer(model, tmp_path, record, early_stopping=2, epochs=40, learning_rate=0.2).run()
+    rows, saved = train(model, tmp_path, record, early_stopping=2, epochs=40, learning_rate=0.2)
     best = int(np.argmin([row["val_loss"] for row in rows]))
+    assert saved == best
     assert len(rows) == best + 3 < 40
     for found, wanted in zip(weights(model), kept[best], strict=True):
         np.testing.assert_array_equal(found, wanted)
@@ -226,4 +228,29 @@ def test_a_loss_that_is_not_finite_names_epoch_and_step(tmp_path: Path) -> None:
         on_epoch_begin=lambda epoch, logs: epoch == 1 and model.layers[-1].kernel.assign(np.full((8, 3), np.nan))
     )
     with pytest.raises(StageError, match=r"the loss is nan in epoch 2, step 1; no model was written"):
-        trainer(model, tmp_path, poison).run()
+        train(model, tmp_path, poison)
+
+
+def test_weights_that_the_last_step_spoilt_are_noticed_before_a_model_is_written(tmp_path: Path) -> None:
+    model = build()
+    spoil = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: model.layers[-1].kernel.assign(np.full((8, 3), np.nan))
+    )
+    with pytest.raises(StageError, match=r"the validation loss is nan after epoch 1; no model was written"):
+        train(model, tmp_path, spoil, batch_size=IMAGES)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_a_lower_precision_learns_and_repeats_itself(tmp_path: Path, precision: str) -> None:
+    keras.config.set_dtype_policy(f"mixed_{precision}")
+    try:
+        first, second = build(dropout=0.1), build(dropout=0.1)
+        with pytest.raises(KeyboardInterrupt):
+            train(second, tmp_path / "second", Interrupt("on_train_batch_end", 4), epochs=4)
+        rows, _ = train(first, tmp_path / "first", epochs=4)
+        assert train(second, tmp_path / "second", epochs=4)[0] == rows
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert rows[-1]["val_loss"] < 0.9 * rows[0]["val_loss"]
+    for found, wanted in zip(weights(first), weights(second), strict=True):
+        np.testing.assert_array_equal(found, wanted)

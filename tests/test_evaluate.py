@@ -77,6 +77,30 @@ def test_a_model_from_elsewhere_is_refused(project: Project) -> None:
     assert len(failed.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", "3"])
+def test_a_damaged_metrics_file_is_one_line_with_the_remedy(project: Project, content: str) -> None:
+    (project.folder / "metrics/train.json").write_text(content, encoding="utf-8")
+    failed = project.run(*COMMAND, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == (
+        "evaluate: metrics/train.json: not what the stage train writes; run: dvc repro --force train\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["metrics/train.json", "models/model.keras"])
+def test_a_missing_input_is_one_line_with_the_remedy(project: Project, name: str) -> None:
+    (project.folder / name).unlink()
+    failed = project.run(*COMMAND, check=False)
+    assert (failed.returncode, failed.stderr) == (1, f"evaluate: {name}: no such file; run: dvc repro\n")
+
+
+def test_more_classes_than_there_are_cannot_be_the_top_ones(project: Project) -> None:
+    project.choose("evaluate.top_k", 11)
+    failed = project.run(*COMMAND, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("evaluate: evaluate.top_k: 11 of 10 classes; use less")
+
+
 def test_a_second_evaluation_writes_the_same_bytes(project: Project) -> None:
     names = ["metrics/evaluation.json", "metrics/per_class.csv", "metrics/confusion.csv", "data/predictions.csv"]
     before = [(project.folder / name).read_bytes() for name in names]

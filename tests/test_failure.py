@@ -72,6 +72,19 @@ def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err.startswith("train: out of memory; ")
 
 
+@pytest.mark.usefixtures("started")
+def test_too_little_memory_for_tensorflow_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    import tensorflow as tf
+
+    def main(_: Sequence[str]) -> None:
+        tf.zeros((1 << 21, 1 << 21))
+
+    assert run("train", main, []) == 1
+    assert (
+        capsys.readouterr().err == "train: out of memory; close other programs or use a smaller train.batch_size\n"
+    )
+
+
 def test_ctrl_c_is_exit_code_130_and_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("train", lambda _: signal.raise_signal(signal.SIGINT), []) == 130
     assert capsys.readouterr().err == "train: stopped by Ctrl-C\n"

@@ -291,9 +291,9 @@ def test_no_output_and_both_hashes_when_every_mirror_has_other_bytes(to: Path) -
     assert left_beside(to) == []
 
 
-def test_no_source_at_all_is_one_line_that_ends_in_the_hint(to: Path) -> None:
-    with pytest.raises(StageError, match=r"failed: Connection refused\. Name a local copy$") as caught:
-        fetch([refusing_url()], SHA256, to, hint="Name a local copy", patience=QUICK)
+def test_no_source_at_all_is_one_line_with_the_remedy_before_the_reasons(to: Path) -> None:
+    with pytest.raises(StageError, match=r"; name a local copy \(.* failed: Connection refused\)$") as caught:
+        fetch([refusing_url()], SHA256, to, hint="name a local copy", patience=QUICK)
     assert "\n" not in str(caught.value)
     with pytest.raises(StageError, match="none is named"):
         fetch([], SHA256, to)

@@ -9,7 +9,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from stages.fused_adam import FusedAdam, FusedAdamW
-from stages.optimization import OptimizationParams, build_optimizer, learning_rates
+from stages.optimization import OptimizationParams, build_optimizer, learning_rates, without_effect
 
 PEAK = 0.1
 CONSTANT = OptimizationParams(
@@ -158,3 +158,30 @@ def test_params_choose_the_optimizer_and_only_the_keys_that_it_has(choices: dict
 @pytest.mark.usefixtures("started")
 def test_the_learning_rate_of_the_params_is_the_optimizers() -> None:
     assert float(build_optimizer(CONSTANT).learning_rate) == np.float32(PEAK)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"momentum": 0.9}, "momentum"),
+        ({"momentum": 0.9, "optimizer": "adamw"}, "momentum"),
+        ({"weight_decay": 0.1}, "weight_decay"),
+        ({"warmup_epochs": 1, "schedule": "one_cycle"}, "warmup_epochs"),
+    ],
+)
+def test_a_key_without_effect_is_named(changes: dict[str, Any], key: str) -> None:
+    (sentence,) = without_effect(CONSTANT.model_copy(update=changes))
+    assert sentence.startswith(f"train.{key} has no effect with ")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"momentum": 0.9, "weight_decay": 0.1, "optimizer": "sgd"},
+        {"weight_decay": 0.1, "optimizer": "adamw"},
+        {"warmup_epochs": 1, "schedule": "cosine"},
+    ],
+)
+def test_a_key_that_counts_is_not_named(changes: dict[str, Any]) -> None:
+    assert without_effect(CONSTANT.model_copy(update=changes)) == []

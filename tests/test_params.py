@@ -64,10 +64,15 @@ def test_the_loaded_section_cannot_be_changed(written: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("epochs: 20", "epoch: 20", r"params.yaml:3: train.epoch: unknown key; did you mean 'epochs'\?"),
+        ("epochs: 20", "epoch: 20", r"params.yaml:3: train.epoch: unknown key; did you mean 'epochs'\?$"),
         ("epochs: 20", "zzz: 20", r":3: train.zzz: unknown key; known: learning_rate, epochs"),
         ("  epochs: 20\n", "", r"params.yaml:1: train.epochs: this key is missing"),
-        ("epochs: 20", "epochs: '20'", r":3: train.epochs: it should be a valid integer, found '20'"),
+        (
+            "epochs: 20",
+            "epochs: '20'",
+            r":3: train.epochs: it should be a valid integer, found '20'; write it without quotes",
+        ),
+        ("epochs: 20", "epochs: twenty", r":3: train.epochs: it should be a valid integer, found 'twenty'$"),
         ("epochs: 20", "epochs: 2.5", r":3: train.epochs: .*integer, found 2.5"),
         ("epochs: 20", "epochs:", r":3: train.epochs: .*integer, found nothing"),
         ("epochs: 20", "epochs: 0", r":3: train.epochs: .*greater than or equal to 1, found 0"),
@@ -108,6 +113,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_not_utf_8_is_named(written: Path) -> None:
     written.write_bytes(b"train: \xff")
     with pytest.raises(StageError, match="not UTF-8 text at byte 7"):
+        load(written)
+
+
+def test_the_key_that_a_misspelt_one_meant_is_not_counted_as_missing(written: Path) -> None:
+    written.write_text(GOOD.replace("epochs", "epoch").replace("1e-3", "-1"))
+    with pytest.raises(StageError, match=r"did you mean 'epochs'\? \(and 1 more like it\)$"):
         load(written)
 
 

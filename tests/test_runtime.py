@@ -18,7 +18,7 @@ from stages.failure import StageError
 from stages.runtime import RuntimeParams
 
 ROOT = Path(__file__).parent.parent
-PARAMS = RuntimeParams(threads=2, cpu_isa="native", precision="float32")
+PARAMS = RuntimeParams(threads=2, cpu_isa="native", precision="float32", emulate=False)
 
 # Three threads and AVX2, as neither is what this or another machine has anyway.
 STARTED = """
@@ -26,7 +26,7 @@ import json, os
 from pathlib import Path
 from stages import runtime
 
-runtime.start(runtime.RuntimeParams(threads=3, cpu_isa="avx2", precision="float32"), seed=0)
+runtime.start(runtime.RuntimeParams(threads=3, cpu_isa="avx2", precision="float32", emulate=False), seed=0)
 import keras
 import tensorflow as tf
 
@@ -35,7 +35,8 @@ keras.layers.Conv2D(4, 3)(images)
 threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
 print(json.dumps({
     "variables": {name: os.environ.get(name) for name in (
-        "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS", "KERAS_BACKEND", "ONEDNN_MAX_CPU_ISA"
+        "TF_CPP_MIN_LOG_LEVEL", "TF_ENABLE_ONEDNN_OPTS", "KERAS_BACKEND", "ONEDNN_MAX_CPU_ISA",
+        "ONEDNN_DEFAULT_FPMATH_MODE",
     )},
     "threads": threads.count("tf_Compute"),
     "backend": keras.config.backend(),
@@ -71,6 +72,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedPro
         KERAS_HOME=str(home),
         KERAS_BACKEND="numpy",
         ONEDNN_MAX_CPU_ISA="SSE41",
+        ONEDNN_DEFAULT_FPMATH_MODE="ANY",
         ONEDNN_VERBOSE="1",  # makes oneDNN say which instructions and how many threads it works with
         TF_CPP_MIN_LOG_LEVEL="0",
         TF_ENABLE_ONEDNN_OPTS="0",
@@ -96,6 +98,7 @@ def test_the_environment_variables_are_those_of_the_params(facts: Mapping[str, A
         "TF_ENABLE_ONEDNN_OPTS": "1",
         "KERAS_BACKEND": "tensorflow",
         "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
     }
 
 
@@ -125,7 +128,7 @@ def test_a_failing_import_shows_what_was_held_back(tmp_path: Path) -> None:
     )
     code = (
         "from stages import runtime\n"
-        "runtime.start(runtime.RuntimeParams(threads=1, cpu_isa='native', precision='float32'), 0)"
+        "runtime.start(runtime.RuntimeParams(threads=1, cpu_isa='native', precision='float32', emulate=False), 0)"
     )
     failed = run(code, PYTHONPATH=str(tmp_path))
     assert failed.returncode == 1
@@ -135,8 +138,34 @@ def test_a_failing_import_shows_what_was_held_back(tmp_path: Path) -> None:
 
 @pytest.mark.skipif({"amx_bf16", "avx512_bf16"} & {*CPU_FLAGS} != set(), reason="this CPU has bfloat16")
 def test_bfloat16_is_refused_by_key_on_a_cpu_without_it() -> None:
-    with pytest.raises(StageError, match=r"^runtime\.precision: bfloat16 needs a CPU with .*; use float32$"):
-        runtime.start(RuntimeParams(threads=2, cpu_isa="native", precision="bfloat16"), seed=0)
+    with pytest.raises(StageError, match=r"^runtime\.precision: bfloat16 needs a CPU with .*; use float32, or .*"):
+        runtime.start(PARAMS.model_copy(update={"precision": "bfloat16"}), seed=0)
+
+
+@pytest.mark.usefixtures("started")
+def test_float16_is_refused_by_key_without_a_gpu() -> None:
+    import keras
+    import tensorflow as tf
+
+    if tf.config.list_logical_devices("GPU"):
+        pytest.skip("this machine has a GPU")
+    try:
+        with pytest.raises(StageError, match=r"^runtime\.precision: float16 needs a GPU, .*; use float32, or .*"):
+            runtime.start(PARAMS.model_copy(update={"precision": "float16"}), seed=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.usefixtures("started")
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_emulation_may_be_chosen(precision: str) -> None:
+    import keras
+
+    try:
+        runtime.start(PARAMS.model_copy(update={"precision": precision, "emulate": True}), seed=0)
+        assert keras.config.dtype_policy().name == f"mixed_{precision}"
+    finally:
+        keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.usefixtures("started")
@@ -155,14 +184,22 @@ def test_the_seed_decides_about_every_generator() -> None:
     assert not set(drawn(1)) & set(drawn(2))
 
 
-def test_the_log_says_what_differs_from_machine_to_machine(tmp_path: Path) -> None:
-    runtime.write_log(tmp_path / "train.json", PARAMS, seconds=12.345)
-    written = json.loads((tmp_path / "train.json").read_text())
-    assert written["runtime"] == {"threads": 2, "cpu_isa": "native", "precision": "float32"}
-    assert written["duration_seconds"] == 12.3
+def test_the_record_says_what_a_run_was_made_on(tmp_path: Path) -> None:
+    record, log = tmp_path / "environment" / "train.json", tmp_path / "logs" / "train.json"
+    runtime.write_environment(record, log, PARAMS, seconds=12.345)
+    written = json.loads(record.read_text())
+    assert written["runtime"] == PARAMS.model_dump()
     assert written["python"] == sys.version.split()[0]
-    assert written["numpy"] == np.__version__
+    assert written["versions"]["numpy"] == np.__version__
+    assert set(written["cpu_flags"].split()) <= set(CPU_FLAGS)
     assert written["cpu"]
+    assert json.loads(log.read_text()) == {**written, "duration_seconds": 12.3}
+
+
+def test_two_runs_of_one_machine_have_the_same_record(tmp_path: Path) -> None:
+    for seconds in (1.0, 2.0):
+        runtime.write_environment(tmp_path / f"{seconds}", tmp_path / "log", PARAMS, seconds)
+    assert (tmp_path / "1.0").read_bytes() == (tmp_path / "2.0").read_bytes()
 
 
 def test_importing_what_needs_no_tensorflow_does_not_load_it() -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.project import Project, make_project
 
@@ -147,6 +148,52 @@ def test_a_callback_that_cannot_be_made_is_named(project: Project, value: str) -
     failed = project.run(*COMMAND, check=False)
     assert failed.returncode == 1
     assert failed.stderr.startswith(f"train: train.callbacks: '{value}' cannot be made:")
+
+
+def test_a_callable_that_makes_no_callback_is_named(project: Project) -> None:
+    project.choose("train.callbacks", ["os.getcwd"])
+    failed = project.run(*COMMAND, check=False)
+    assert failed.returncode == 1
+    assert (
+        failed.stderr == "train: train.callbacks: 'os.getcwd' is no Keras callback; name a class: module.Class\n"
+    )
+
+
+def test_a_key_without_effect_is_said(project: Project) -> None:
+    project.choose("train.momentum", 0.9)
+    project.choose("train.epochs", 1)
+    assert "train: train.momentum has no effect with optimizer adam" in project.run(*COMMAND).stderr
+
+
+@pytest.mark.parametrize("name", ["stages/fused_adam.py", "stages/archive.py", "mine.py"])
+def test_checkpoints_of_other_code_are_ignored_and_said_so(project: Project, name: str) -> None:
+    (project.folder / "mine.py").write_text("from keras.callbacks import Callback as Mine\n", encoding="utf-8")
+    project.choose("train.callbacks", ["mine.Mine"])
+    process = start(project)
+    wait_for_checkpoint(project, process)
+    process.kill()
+    process.communicate()
+    project.touch(name)
+    project.choose("train.callbacks", ["mine.Mine"])
+    second = start(project)
+    assert second.stderr is not None
+    assert "are of other params, data or code and are ignored" in second.stderr.readline()
+    second.kill()
+    second.communicate()
+
+
+def test_the_key_of_checkpoints_covers_all_the_code_that_dvc_yaml_lists(project: Project) -> None:
+    code = """
+from stages import train
+
+kept = train.code_files
+train.code_files = lambda callbacks: print(*(path.name for path in kept(callbacks).values())) or kept(callbacks)
+train.main([])
+"""
+    project.choose("train.epochs", 1)
+    covered = project.run(sys.executable, "-c", code).stdout.split()
+    deps = yaml.safe_load((project.folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["train"]["deps"]
+    assert sorted(covered) == sorted(Path(name).name for name in deps if name.startswith("stages/"))
 
 
 def test_a_person_s_own_callback_is_called(project: Project) -> None:

@@ -7,6 +7,7 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
+import re
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.datasets import Dataset, Images
 from stages.failure import StageError
@@ -59,7 +60,14 @@ EDITIONS = {
 class Params(Section):
     """`dataset.cifar10` of params.yaml."""
 
-    sha256: str = Field(pattern="^[0-9a-f]{64}$", description="of the archive; another one is refused")
+    sha256: str = Field(description="of the archive; another one is refused")
+
+    @field_validator("sha256")
+    @classmethod
+    def _hexadecimal(cls, sha256: str) -> str:
+        if not re.fullmatch("[0-9a-f]{64}", sha256):
+            raise ValueError(f"it should be a SHA-256, 64 digits of 0-9 and a-f, found {sha256!r}")
+        return sha256
 
 
 def load(params: Params, places: Sequence[str], cache: Path) -> Dataset:

@@ -22,7 +22,7 @@ TRAIN_IMAGES = 1437  # the first four fifths; the rest is the test split
 def load() -> Dataset:
     """Return the digits, their grey levels spread over uint8's 0 to 255.
 
-    Raises `StageError` when the file is missing or is not the one that `SHA256` names.
+    Raises `StageError` when scikit-learn is missing or its file is not the one that `SHA256` names.
     """
     # Importing scikit-learn takes a second and is not needed to find the file.
     package = importlib.util.find_spec("sklearn")

@@ -15,7 +15,7 @@ import unicodedata
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal
+from typing import IO, Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +39,8 @@ class Params(Section):
     """`dataset.folder` of params.yaml."""
 
     path: str = Field("pictures", min_length=1, description="relative to the repository")
-    size: list[Annotated[int, Field(ge=1, le=4096)]] = Field(min_length=2, max_length=2)  # height and width
-    channels: Literal[1, 3]
+    size: list[Annotated[int, Field(ge=1, le=4096)]]  # height and width
+    channels: int  # 1 or 3; a Literal would take true for 1
     test_fraction: float = Field(gt=0, lt=1, description="of each class, unless there are train/ and test/")
     seed: int = Field(ge=0, description="of the order, and of the split")
     skip_unreadable: bool
@@ -48,7 +48,16 @@ class Params(Section):
     @field_validator("size", mode="before")
     @classmethod
     def _square(cls, size: Any) -> Any:
+        if isinstance(size, list) and len(size) != 2:
+            raise ValueError(f"it should be one number or [height, width], found {size}")
         return [size, size] if type(size) is int else size
+
+    @field_validator("channels")
+    @classmethod
+    def _grey_or_rgb(cls, channels: int) -> int:
+        if channels not in (1, 3):
+            raise ValueError(f"it should be 1 (grey) or 3 (RGB), found {channels}")
+        return channels
 
 
 @dataclass(frozen=True)
