@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro figures test lint lock clean
+.PHONY: help setup demo repro report plots figures test lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -29,6 +29,12 @@ repro: setup ## the pipeline on CIFAR-10; reruns what changed
 	$(BIN)/dvc repro
 	$(BIN)/python -m tools.metrics
 
+report: setup ## one page of the last run, to open from a file: report/index.html
+	$(BIN)/python -m tools.report
+
+plots: setup ## DVC's own page of charts, which opens offline: dvc_plots/index.html
+	$(BIN)/python -m tools.plots
+
 figures: setup ## draw the README's pictures from the last run
 	$(BIN)/python -m tools.figures
 
@@ -45,4 +51,4 @@ lock: setup ## resolve the dependencies of pyproject.toml anew, for every platfo
 	    --generate-hashes --no-emit-index-url --no-header --output-file requirements.txt pyproject.toml
 
 clean: ## remove what make and the tests made, not data, models or DVC's cache
-	rm -rf .venv demo logs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv demo logs report dvc_plots .pytest_cache .mypy_cache .ruff_cache .hypothesis

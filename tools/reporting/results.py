@@ -1,0 +1,197 @@
+"""What the last run left, read together and held to be of one run; and what the last commit says of the same."""
+
+import hashlib
+import json
+import subprocess
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from stages import params
+from stages.failure import StageError
+from stages.records import Source, Statistics, read_record, read_split
+from stages.splits import Split
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """One run.
+
+    history, per_class, confusion: the tables of metrics/. labels: int64 (N,), an index into `classes`;
+    probabilities: float32 (N, classes); test, training: raw splits, uint8. filters: the first convolution's
+    weights, float32 (height, width, channels, filters), or None without one. train_log, evaluate_log: None
+    where logs/ was removed. commit: the last one's hash and subject, if there is one; committed: its
+    metrics/train.json and evaluation.json, if it has both. chosen: the params that the run used; changed:
+    dotted keys whose value in params.yaml is another by now. outputs: path, md5 and size of each.
+    """
+
+    train: dict[str, Any]
+    evaluation: dict[str, Any]
+    history: pd.DataFrame
+    per_class: pd.DataFrame
+    confusion: pd.DataFrame
+    statistics: Statistics
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    test: Split
+    training: Split
+    filters: NDArray[np.float32] | None
+    train_log: dict[str, Any] | None
+    evaluate_log: dict[str, Any] | None
+    commit: str | None
+    committed: tuple[dict[str, Any], dict[str, Any]] | None
+    chosen: dict[str, Any]
+    changed: list[str]
+    outputs: list[dict[str, Any]]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names, in the order of the labels."""
+        return self.statistics.classes
+
+
+def read(folder: Path) -> Results:
+    """Read the run of the checkout at `folder`; `StageError` where a part is missing or of another run."""
+    metrics, raw, model = folder / "metrics", folder / "data" / "raw", folder / "models" / "model.keras"
+    train, evaluation = (_read(metrics / f"{name}.json", _json) for name in ("train", "evaluation"))
+    history, per_class, confusion = (
+        _read(metrics / f"{name}.csv", _table) for name in ("history", "per_class", "confusion")
+    )
+    statistics = read_record(folder / "data" / "processed" / "statistics.json", Statistics)
+    source = read_record(raw / "source.json", Source)
+    test, training = (read_split(raw, name, source) for name in ("test", "train"))
+    labels, probabilities = _predictions(folder / "data" / "predictions.csv", statistics.classes)
+    archive = _read(model, Path.read_bytes)
+    _one_run(folder, train, evaluation, hashlib.sha256(archive).hexdigest(), test, labels, probabilities)
+    _read(folder / "dvc.lock", Path.read_bytes)  # first, as `params.read` has another remedy for a missing file
+    stages = params.read(folder / "dvc.lock")["stages"].values()
+    chosen = {
+        section: choices
+        for stage in stages
+        for section, choices in stage.get("params", {}).get("params.yaml", {}).items()
+    }
+    return Results(
+        train=train,
+        evaluation=evaluation,
+        history=history,
+        per_class=per_class,
+        confusion=confusion,
+        statistics=statistics,
+        labels=labels,
+        probabilities=probabilities,
+        test=test,
+        training=training,
+        filters=first_filters(archive),
+        train_log=_log(folder / "logs" / "train.json"),
+        evaluate_log=_log(folder / "logs" / "evaluate.json"),
+        commit=_git(folder, "log", "-1", "--format=%h (%s)"),
+        committed=_committed(folder),
+        chosen=chosen,
+        changed=differing(chosen, params.read(folder / "params.yaml")),
+        outputs=[out for stage in stages for out in stage["outs"]],
+    )
+
+
+def first_filters(archive: bytes) -> NDArray[np.float32] | None:
+    """Return the first convolution's weights out of a .keras file, without loading TensorFlow."""
+    import h5py  # here, as it costs a third of a second that a missing run need not wait for
+
+    with zipfile.ZipFile(BytesIO(archive)) as members, members.open("model.weights.h5") as file:
+        # Keras numbers the layers of a class in the order of the network: conv2d, conv2d_1 and so on.
+        weights = h5py.File(BytesIO(file.read())).get("layers/conv2d/vars/0")
+        return None if weights is None else weights[()]
+
+
+def differing(used: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the dotted keys whose values are not the same in both, in alphabetical order."""
+    keys: list[str] = []
+    for key in sorted(used.keys() | now.keys()):
+        ours, theirs = used.get(key), now.get(key)
+        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+            keys += differing(ours, theirs, f"{prefix}{key}.")
+        elif ours != theirs:
+            keys.append(prefix + key)
+    return keys
+
+
+def _read(path: Path, reader: Callable[[Path], T]) -> T:
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        raise StageError(f"{path}: no such file; run: dvc repro") from None
+    except ValueError as error:  # cut short, or with git's conflict marks in it
+        raise StageError(f"{path}: not what a stage writes ({str(error).strip()}); run: dvc repro") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _table(path: Path) -> pd.DataFrame:
+    # A class may be called 7, or NA: names stay text.
+    names = {"class": str, "label": str, "predicted": str} if path.name != "per_class.csv" else {"class": str}
+    return pd.read_csv(path, dtype=names, na_filter=False)
+
+
+def _predictions(path: Path, classes: list[str]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    columns = [f"probability_{name}" for name in classes]
+    types: dict[str, Any] = {"label": str, "prediction": str, **dict.fromkeys(columns, np.float32)}
+    table = _read(path, lambda path: pd.read_csv(path, dtype=types, na_filter=False))
+    numbers = {name: number for number, name in enumerate(classes)}
+    try:
+        labels = np.array([numbers[name] for name in table["label"]], dtype=np.int64)
+        return labels, table[columns].to_numpy(dtype=np.float32)
+    except KeyError as error:
+        raise StageError(f"{path}: no class or column {error} in it; run: dvc repro") from None
+
+
+def _one_run(
+    folder: Path,
+    train: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    model_sha256: str,
+    test: Split,
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+) -> None:
+    """Raise `StageError` unless figures, model, predictions and pictures belong together."""
+    for name, figures in (("train", train), ("evaluation", evaluation)):
+        if figures["model_sha256"] != model_sha256:
+            raise StageError(
+                f"{folder / 'metrics' / name}.json: of model {figures['model_sha256'][:12]}, and "
+                f"models/model.keras is {model_sha256[:12]}; run: dvc repro"
+            )
+    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
+    if not np.array_equal(labels, test.labels) or accuracy != evaluation["accuracy"]:
+        raise StageError(
+            f"{folder / 'data' / 'predictions.csv'}: {len(labels):,} rows with accuracy {accuracy:.4f} are not "
+            f"those of metrics/evaluation.json and data/raw/test.npz; run: dvc repro"
+        )
+
+
+def _log(path: Path) -> dict[str, Any] | None:
+    return _read(path, _json) if path.exists() else None
+
+
+def _committed(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    train, evaluation = (_git(folder, "show", f"HEAD:./metrics/{name}.json") for name in ("train", "evaluation"))
+    return None if train is None or evaluation is None else (json.loads(train), json.loads(evaluation))
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints; None where there is no git, no commit or no such file in it."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, encoding="utf-8", check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
