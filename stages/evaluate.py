@@ -2,7 +2,8 @@
 
 Run as `python -m stages.evaluate`, with the options of `--help`; `dvc repro` does. Reads test.npz and
 statistics.json of data/processed, the model, and metrics/train.json, which names the model's SHA-256;
-writes metrics/evaluation.json, metrics/per_class.csv, metrics/confusion.csv and data/predictions.csv.
+writes metrics/evaluation.json, which stages/evaluation.schema.json describes, metrics/per_class.csv,
+metrics/confusion.csv, metrics/reliability.csv, data/predictions.csv and models/MODEL_CARD.md.
 """
 
 import argparse
@@ -10,29 +11,37 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import jsonschema
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
 from stages import failure, runtime, scoring
+from stages.card import model_card
 from stages.exclusive import exclusive
 from stages.failure import StageError
-from stages.outputs import write_json, write_table
+from stages.outputs import replacing, write_json, write_table
 from stages.params import Section, load
 from stages.records import Statistics, read_record, read_split
 from stages.runtime import RuntimeParams
 
+if TYPE_CHECKING:
+    from stages.inference import Predictor
+
 SCHEMA_VERSION = 1
+SCHEMA = Path(__file__).with_name("evaluation.schema.json")
 
 
 class EvaluateParams(Section):
     """`evaluate` of params.yaml."""
 
     top_k: int = Field(ge=1)  # a hit when the label is among so many most probable classes
+    flip: bool  # also judge the mean of what is said of each image and of its mirror image
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,8 +60,13 @@ def main(arguments: Sequence[str]) -> None:
             )
         digest = _trained_here(options.model, options.train_metrics)
         runtime.start(runtime_params, seed=0)
-        probabilities = _predict(options.model, test.images)
-        _save(options, params, statistics, test.labels.argmax(axis=1), probabilities, digest)
+        predict = _load(options.model, test.images.shape[1:])
+        probabilities, labels = predict(test.images), test.labels.argmax(axis=1)
+        further: dict[str, Any] = {"model_sha256": digest}
+        if params.flip:
+            mirrored = predict(test.images[:, :, ::-1])
+            further["flip"] = scoring.score(labels, (probabilities + mirrored) / 2, params.top_k)
+        _save(options, params, statistics, labels, probabilities, further)
         seconds = time.time() - began
         runtime.write_environment(options.environment, options.logs / "evaluate.json", runtime_params, seconds)
 
@@ -64,6 +78,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, default=Path("models/model.keras"))
     parser.add_argument("--train-metrics", type=Path, default=Path("metrics/train.json"))
     parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder of the tables and figures")
+    parser.add_argument("--card", type=Path, default=Path("models/MODEL_CARD.md"))
     parser.add_argument("--predictions", type=Path, default=Path("data/predictions.csv"))
     parser.add_argument("--environment", type=Path, default=Path("environment/evaluate.json"))
     parser.add_argument("--logs", type=Path, default=Path("logs"))
@@ -89,18 +104,17 @@ def _trained_here(model: Path, train_metrics: Path) -> str:
     return found
 
 
-def _predict(path: Path, images: NDArray[np.float32]) -> NDArray[np.float32]:
+def _load(path: Path, shape: tuple[int, ...]) -> "Predictor":
     import keras
 
     from stages.inference import Predictor
 
     model: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    if model.input_shape[1:] != images.shape[1:]:
+    if model.input_shape[1:] != shape:
         raise StageError(
-            f"{path}: takes images of {model.input_shape[1:]}, the test split has {images.shape[1:]}; "
-            "run: dvc repro train"
+            f"{path}: takes images of {model.input_shape[1:]}, the test split has {shape}; run: dvc repro train"
         )
-    return Predictor(model)(images)
+    return Predictor(model)
 
 
 def _save(
@@ -109,7 +123,7 @@ def _save(
     statistics: Statistics,
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float32],
-    digest: str,
+    further: Mapping[str, Any],
 ) -> None:
     classes = statistics.classes
     predicted = probabilities.argmax(axis=1)
@@ -122,24 +136,29 @@ def _save(
     for index, name in enumerate(classes):
         predictions[f"probability_{name}"] = probabilities[:, index]
     write_table(options.predictions, predictions)
-    write_table(options.metrics / "per_class.csv", scoring.per_class(labels, probabilities, classes))
+    per_class = scoring.per_class(labels, probabilities, classes)
+    write_table(options.metrics / "per_class.csv", per_class)
     write_table(options.metrics / "confusion.csv", scoring.confusion(labels, predicted, classes))
+    bins = scoring.reliability(labels, probabilities)
+    bins = bins[bins["count"] > 0].rename(columns={"count": "images"})
+    write_table(options.metrics / "reliability.csv", bins[["confidence", "accuracy", "images"]])
     hits = labels[:official] == predicted[:official]
-    write_json(
-        options.metrics / "evaluation.json",
-        {
-            "schema_version": SCHEMA_VERSION,
-            "dataset": statistics.dataset.name,
-            "dataset_edition": statistics.dataset.edition,
-            "dataset_sha256": statistics.dataset.sha256,
-            "model_sha256": digest,
-            **scoring.score(labels, probabilities, params.top_k),
-            "test_images": len(labels),
-            # On the test images that are byte for byte the authors' own; null where there is none.
-            "official_test_images": official,
-            "official_accuracy": float(hits.mean()) if official else None,
-        },
-    )
+    evaluation = {
+        "schema_version": SCHEMA_VERSION,
+        "dataset": statistics.dataset.name,
+        "dataset_edition": statistics.dataset.edition,
+        "dataset_sha256": statistics.dataset.sha256,
+        **scoring.score(labels, probabilities, params.top_k),
+        "test_images": len(labels),
+        # On the test images that are byte for byte the authors' own; null where there is none.
+        "official_test_images": official,
+        "official_accuracy": float(hits.mean()) if official else None,
+        **further,
+    }
+    jsonschema.validate(evaluation, json.loads(SCHEMA.read_bytes()))
+    write_json(options.metrics / "evaluation.json", evaluation)
+    with replacing(options.card) as partial:
+        partial.write_text(model_card(evaluation, per_class, statistics), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,16 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from stages.splits import read
-from tests.project import Project, make_project
+from tests.project import ROOT, Project, make_project
 
 COMMAND = (sys.executable, "-m", "stages.evaluate")
 
@@ -28,17 +31,23 @@ def project(evaluated: Project, tmp_path: Path) -> Project:
     return evaluated.copy(tmp_path / "project")
 
 
-def figures(project: Project) -> dict[str, float | str]:
-    loaded: dict[str, float | str] = json.loads((project.folder / "metrics/evaluation.json").read_text("utf-8"))
+def figures(project: Project) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((project.folder / "metrics/evaluation.json").read_text("utf-8"))
     return loaded
+
+
+def predict(project: Project, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """What Keras itself says of the images."""
+    import keras
+
+    model = keras.saving.load_model(project.folder / "models/model.keras")
+    probabilities: NDArray[np.float32] = model.predict(images, verbose=0)
+    return probabilities
 
 
 @pytest.mark.usefixtures("started")
 def test_the_predictions_are_those_that_keras_makes(evaluated: Project) -> None:
-    import keras
-
-    model = keras.saving.load_model(evaluated.folder / "models/model.keras")
-    expected = model.predict(np.array(read(evaluated.folder / "data/processed/test.npz").images), verbose=0)
+    expected = predict(evaluated, np.array(read(evaluated.folder / "data/processed/test.npz").images))
     table = pd.read_csv(evaluated.folder / "data/predictions.csv")
     np.testing.assert_allclose(table.filter(like="probability_").to_numpy(), expected, atol=1e-5)
 
@@ -101,8 +110,76 @@ def test_more_classes_than_there_are_cannot_be_the_top_ones(project: Project) ->
     assert failed.stderr.startswith("evaluate: evaluate.top_k: 11 of 10 classes; use less")
 
 
+def test_the_figures_are_as_the_schema_in_the_repository_says(evaluated: Project) -> None:
+    schema = json.loads((ROOT / "stages/evaluation.schema.json").read_text("utf-8"))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(figures(evaluated), schema)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"accuracy": 1.5}, "1.5 is greater than the maximum"),
+        ({"model_sha256": "c4"}, "does not match"),
+        ({"surplus": 1}, "Unevaluated properties are not allowed"),
+        ({"loss": None}, "None is not of type 'number'"),
+        ({"flip": {"accuracy": 0.5}}, "'accuracy_low' is a required property"),
+        ({"schema_version": 2}, "1 was expected"),
+    ],
+)
+def test_the_schema_tells_what_is_wrong(evaluated: Project, changes: dict[str, Any], problem: str) -> None:
+    schema = json.loads((ROOT / "stages/evaluation.schema.json").read_text("utf-8"))
+    with pytest.raises(jsonschema.ValidationError, match=problem):
+        jsonschema.validate({**figures(evaluated), **changes}, schema)
+
+
+def test_each_figure_that_the_schema_requires_is_there(evaluated: Project) -> None:
+    schema = json.loads((ROOT / "stages/evaluation.schema.json").read_text("utf-8"))
+    written = figures(evaluated)
+    for name in [*schema["required"], *schema["$defs"]["figures"]["required"]]:
+        with pytest.raises(jsonschema.ValidationError, match=f"'{name}' is a required property"):
+            jsonschema.validate({key: value for key, value in written.items() if key != name}, schema)
+
+
+@pytest.mark.usefixtures("started")
+def test_flip_adds_figures_and_changes_none(project: Project) -> None:
+    plain = figures(project)
+    project.choose("evaluate.flip", True)
+    project.run(*COMMAND)
+    both = figures(project)
+    flip = both.pop("flip")
+    assert both == plain
+    images = np.array(read(project.folder / "data/processed/test.npz").images)
+    labels = read(project.folder / "data/processed/test.npz").labels.argmax(axis=1)
+    mean = (predict(project, images) + predict(project, images[:, :, ::-1])) / 2
+    assert flip["accuracy"] == (mean.argmax(axis=1) == labels).mean()
+    assert flip["loss"] == pytest.approx(-np.log(mean[np.arange(len(labels)), labels]).mean(), rel=1e-4)
+    assert flip["loss"] != plain["loss"]
+
+
+def test_the_bins_of_the_reliability_table_hold_all_test_images(evaluated: Project) -> None:
+    bins = pd.read_csv(evaluated.folder / "metrics/reliability.csv")
+    assert list(bins.columns) == ["confidence", "accuracy", "images"]
+    assert bins["images"].sum() == figures(evaluated)["test_images"]
+    assert (bins["images"] * bins["accuracy"]).sum() == pytest.approx(360 * figures(evaluated)["accuracy"])
+    assert bins["confidence"].is_monotonic_increasing
+
+
+def test_the_model_card_is_of_this_evaluation(evaluated: Project) -> None:
+    card = (evaluated.folder / "models/MODEL_CARD.md").read_text("utf-8")
+    assert f"| accuracy | {figures(evaluated)['accuracy']:.4f} |" in card
+    assert figures(evaluated)["model_sha256"] in card
+
+
 def test_a_second_evaluation_writes_the_same_bytes(project: Project) -> None:
-    names = ["metrics/evaluation.json", "metrics/per_class.csv", "metrics/confusion.csv", "data/predictions.csv"]
+    names = [
+        "metrics/evaluation.json",
+        "metrics/per_class.csv",
+        "metrics/confusion.csv",
+        "metrics/reliability.csv",
+        "data/predictions.csv",
+        "models/MODEL_CARD.md",
+    ]
     before = [(project.folder / name).read_bytes() for name in names]
     for name in names:
         (project.folder / name).unlink()

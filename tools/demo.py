@@ -1,6 +1,6 @@
 """Run the pipeline on the embedded digits, offline, in the folder demo/: `make demo`.
 
-The folder is a copy of the files that git knows, as they are now, with `dataset.name: digits` and the
+The folder is a copy of the files that git does not ignore, as they are now, with `dataset.name: digits` and the
 portable instruction set; so no tracked file is touched, and what you are trying out is what runs. It keeps
 its own DVC cache: a second demo runs only what changed.
 """
@@ -40,7 +40,7 @@ def copy_tracked(source: Path, target: Path) -> None:
     """Bring the code and configuration in `target` to those of the checkout `source`, outputs left out."""
     try:
         listed = subprocess.run(
-            ["git", "ls-files", "-z", "--", *COPIED],
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED],
             cwd=source,
             check=True,
             capture_output=True,
