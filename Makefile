@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro report plots figures test lint lock clean
+.PHONY: help setup demo repro report plots figures test kills lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -40,6 +40,9 @@ figures: setup ## draw the README's pictures from the last run
 
 test: setup ## the tests
 	$(BIN)/python -m pytest
+
+kills: setup ## KILLS=60: that many SIGKILLs at random moments of dvc repro, one after the other
+	$(BIN)/python -m pytest tests/test_kills.py
 
 lint: setup ## lint, format and types
 	$(BIN)/ruff check

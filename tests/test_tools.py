@@ -63,6 +63,35 @@ def test_the_demo_copies_code_and_configuration_but_no_outputs(tmp_path: Path) -
     assert (tmp_path / "demo/stages/train.py").read_bytes() == (ROOT / "stages/train.py").read_bytes()
 
 
+def test_the_hashes_of_the_demo_are_those_of_every_output_in_dvc_yaml() -> None:
+    listed: set[str] = set()
+    for stage in yaml.safe_load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"].values():
+        for out in (*stage["outs"], *stage.get("metrics", []), *stage.get("plots", [])):
+            listed.add(out if isinstance(out, str) else next(iter(out)))
+    assert set(json.loads(demo.HASHES.read_text("utf-8"))) == listed
+
+
+def test_a_demo_with_other_bytes_says_so_and_fails_when_it_must_be_exact(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "HASHES", tmp_path / "demo.json")
+    monkeypatch.setattr(demo, "run", lambda command, folder: None)
+    monkeypatch.setattr(metrics, "main", lambda arguments: None)
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    lock = {"stages": {"train": {"outs": [{"path": "model", "md5": "1"}, {"path": "figures", "md5": "2"}]}}}
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
+    demo.main([str(folder), "--record"])
+    assert "All 2 outputs have the committed hashes" in capsys.readouterr().out
+    demo.main([str(folder), "--exact"])
+    (folder / "dvc.lock").write_text(yaml.safe_dump(lock).replace("'1'", "'3'"), encoding="utf-8")
+    demo.main([str(folder)])
+    assert "1 of 2 outputs have not the committed hashes, the first is model" in capsys.readouterr().out
+    with pytest.raises(StageError, match=r"^model: not the bytes of demo\.json"):
+        demo.main([str(folder), "--exact"])
+
+
 def test_a_file_that_was_removed_is_removed_from_the_demo(tmp_path: Path) -> None:
     (tmp_path / "stages").mkdir()
     (tmp_path / "stages" / "old.py").touch()

@@ -3,8 +3,14 @@
 The folder is a copy of the files that git does not ignore, as they are now, with `dataset.name: digits` and the
 portable instruction set; so no tracked file is touched, and what you are trying out is what runs. It keeps
 its own DVC cache: a second demo runs only what changed.
+
+At the end it tells whether the outputs have the hashes in tools/demo.json, as they have on x86-64 machines.
+`--exact` makes it a failure when they have not; `--record` writes that file, after a change that is meant to
+change them.
 """
 
+import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -17,23 +23,57 @@ import yaml
 
 from stages import failure
 from stages.failure import StageError
+from stages.outputs import write_json
 from stages.params import read
 from tools import metrics
 
 COPIED = ("stages", "pictures", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore")
 CHOICES = {"dataset.name": "digits", "runtime.cpu_isa": "avx2"}
+HASHES = Path(__file__).with_name("demo.json")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Copy, choose, run, show."""
-    folder = Path(arguments[0]) if arguments else Path("demo")
+    """Copy, choose, run, show, compare."""
+    options = _parse(arguments)
+    folder = options.folder
     copy_tracked(Path.cwd(), folder)
     # It stands inside a git checkout that ignores it, so DVC must not ask git about its files.
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
     choose(folder / "params.yaml", CHOICES)
     run(["dvc", "repro"], folder)
     metrics.main([str(folder)])
-    print(f"\nAll of it is in {folder}/. The real thing, on CIFAR-10: make repro")
+    found = output_hashes(folder)
+    if options.record:
+        write_json(HASHES, found)
+    expected = json.loads(HASHES.read_bytes())
+    differing = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
+    if differing and options.exact:
+        raise StageError(f"{', '.join(differing)}: not the bytes of {HASHES.name}; --record takes them, if meant")
+    print(f"\n{_verdict(differing, len(expected))}")
+    print(f"All of it is in {folder}/. The real thing, on CIFAR-10: make repro")
+
+
+def output_hashes(folder: Path) -> dict[str, str]:
+    """Return the MD5 that dvc.lock has of each output, by path."""
+    stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
+    return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
+
+
+def _verdict(differing: Sequence[str], outputs: int) -> str:
+    if not differing:
+        return f"All {outputs} outputs have the committed hashes: the same bytes as on other machines."
+    return (
+        f"{len(differing)} of {outputs} outputs have not the committed hashes, the first is {differing[0]}: "
+        "expected where code or params were changed, or on a processor that is not x86-64 with AVX2."
+    )
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"))
+    parser.add_argument("--exact", action="store_true", help="fail when an output has not the committed hash")
+    parser.add_argument("--record", action="store_true", help="commit to the hashes of this run")
+    return parser.parse_args(arguments)
 
 
 def copy_tracked(source: Path, target: Path) -> None:

@@ -1,0 +1,134 @@
+"""SIGKILL at random moments of `dvc repro`: the next one ends in the bytes of a run that nothing disturbed.
+
+KILLS says how many, spread evenly over the stages; a few by default, and by hand: KILLS=60 make kills. KILLS_SEED
+repeats a campaign; it is printed with each failure.
+"""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.project import Project, make_project
+
+KILLS = int(os.environ.get("KILLS", "4"))
+SEED = int(os.environ.get("KILLS_SEED", "0"))
+STAGES = ("download", "preprocess", "train", "evaluate")
+VICTIMS = ("dvc", "stage", "both")  # both: as when the power fails
+OUTPUTS = ("data", "models", "metrics")
+PATIENCE = 120  # seconds for whatever a killed `dvc` left running
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that has not run yet, and whose training saves a checkpoint after every call of the steps."""
+    project = make_project(tmp_path_factory.mktemp("start") / "project", tmp_path_factory.mktemp("home"))
+    project.choose("train.epochs", 20)
+    project.choose("train.checkpoint_minutes", 1e-9)
+    return project
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    start: Project, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[dict[str, bytes], dict[str, float]]:
+    """The outputs of a run that nothing disturbed, and how many seconds each stage took."""
+    project = start.copy(tmp_path_factory.mktemp("undisturbed") / "project")
+    began: dict[str, float] = {}
+    with _repro(project) as process:
+        for stage in _stages_begun(process):
+            began[stage] = time.monotonic()
+    assert process.returncode == 0
+    ends = [*list(began.values())[1:], time.monotonic()]
+    seconds = {stage: end - begin for (stage, begin), end in zip(began.items(), ends, strict=True)}
+    assert tuple(seconds) == STAGES
+    return _outputs(project), seconds
+
+
+@pytest.mark.parametrize("kill", range(KILLS))
+def test_a_killed_repro_ends_as_one_that_was_not(
+    start: Project, undisturbed: tuple[dict[str, bytes], dict[str, float]], tmp_path: Path, kill: int
+) -> None:
+    expected, seconds = undisturbed
+    draw = random.Random(f"{SEED} {kill}")
+    stage, victim = STAGES[kill % len(STAGES)], draw.choice(VICTIMS)
+    moment = draw.uniform(0, seconds[stage])
+    project = start.copy(tmp_path / "project")
+    with _repro(project) as process:
+        next(begun for begun in _stages_begun(process) if begun == stage)
+        time.sleep(moment)
+        _kill(process, victim)
+
+    errors = _repro_until_done(project)
+    told = f"KILLS_SEED={SEED}: {victim} killed {moment:.2f} s into {stage}\n{errors}"
+    assert "Traceback" not in errors, told
+    found = _outputs(project)
+    assert found.keys() == expected.keys(), told
+    assert [name for name in expected if found[name] != expected[name]] == [], told
+    assert project.repro() == [], told
+    assert not (project.folder / "checkpoints").exists(), told
+
+
+class _repro(subprocess.Popen[str]):
+    """`dvc repro`, with what it prints."""
+
+    def __init__(self, project: Project) -> None:
+        super().__init__(
+            ("dvc", "repro"),
+            cwd=project.folder,
+            env={**project.environment, "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+
+def _stages_begun(process: "subprocess.Popen[str]") -> Iterator[str]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        if begun := re.match(r"Running stage '(\w+)'", line):
+            yield begun[1]
+    process.wait()
+
+
+def _kill(process: "subprocess.Popen[str]", victim: str) -> None:
+    try:
+        dvc = psutil.Process(process.pid)
+        children = dvc.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return  # it was done already: also a moment
+    for each in [*([dvc] if victim != "stage" else []), *(children if victim != "dvc" else [])]:
+        try:
+            each.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            continue
+
+
+def _repro_until_done(project: Project) -> str:
+    """Run `dvc repro` as a person would, again while what a killed one left is still running."""
+    errors = ""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        done = project.run("dvc", "repro", check=False)
+        errors += done.stderr
+        if done.returncode == 0:
+            return errors
+        assert "is being written by process" in done.stderr, errors
+        assert time.monotonic() < deadline, errors
+        time.sleep(0.5)
+
+
+def _outputs(project: Project) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(project.folder)): path.read_bytes()
+        for folder in OUTPUTS
+        for path in sorted((project.folder / folder).rglob("*"))
+        if path.is_file() and path.name not in (".lock", ".gitignore")
+    }
