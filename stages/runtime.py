@@ -82,9 +82,10 @@ def write_environment(record: Path, log: Path, params: RuntimeParams, seconds: f
         "cores": os.cpu_count(),
         "determinism": True,
         "onednn": {name: os.environ.get(name, "") for name in sorted(ONEDNN)},
-        "platform": platform.platform(),
+        "libc": " ".join(platform.libc_ver()),
         "python": platform.python_version(),
         "runtime": params.model_dump(),
+        "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
     }
     write_json(record, environment)
