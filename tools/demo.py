@@ -36,9 +36,7 @@ def main(arguments: Sequence[str]) -> None:
     """Copy, choose, run, show, compare."""
     options = _parse(arguments)
     folder = options.folder
-    copy_tracked(Path.cwd(), folder)
-    # It stands inside a git checkout that ignores it, so DVC must not ask git about its files.
-    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
+    prepare(Path.cwd(), folder)
     choose(folder / "params.yaml", CHOICES)
     run(["dvc", "repro"], folder)
     metrics.main([str(folder)])
@@ -74,6 +72,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--exact", action="store_true", help="fail when an output has not the committed hash")
     parser.add_argument("--record", action="store_true", help="commit to the hashes of this run")
     return parser.parse_args(arguments)
+
+
+def prepare(source: Path, folder: Path) -> None:
+    """Make `folder` a DVC project with the code and configuration of the checkout `source`."""
+    copy_tracked(source, folder)
+    # It may stand inside a git checkout that ignores it, so DVC must not ask git about its files.
+    (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
 
 
 def copy_tracked(source: Path, target: Path) -> None:
