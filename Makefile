@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro report plots figures test kills lint lock clean
+.PHONY: help setup demo repro report plots figures test kills bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -43,6 +43,9 @@ test: setup ## the tests
 
 kills: setup ## KILLS=60: that many SIGKILLs at random moments of dvc repro, one after the other
 	$(BIN)/python -m pytest tests/test_kills.py
+
+bench: setup ## our engine beside the tutorial's fit: images a second in training
+	$(BIN)/python -m benchmarks.training
 
 lint: setup ## lint, format and types
 	$(BIN)/ruff check
