@@ -120,7 +120,8 @@ def test_plots_diff_has_every_chart_of_both_revisions(changed: Project) -> None:
     shown = changed.json("dvc", "plots", "diff", "HEAD~1", "HEAD", "--json")
     assert "errors" not in shown
     charts = {name: charts[0]["revisions"] for name, charts in shown["data"].items()}
-    names = {"Loss", "Accuracy", "metrics/history.csv", "metrics/confusion.csv", "metrics/per_class.csv"}
+    tables = {f"metrics/{name}.csv" for name in ("history", "confusion", "per_class", "reliability")}
+    names = {"Loss", "Accuracy", *tables}
     assert charts == {name: ["HEAD~1", "HEAD"] for name in names}
 
 
