@@ -40,6 +40,20 @@ def test_the_check_is_one_line_and_a_failure_on_the_command_line(tmp_path: Path)
     assert "train.epochs: it should be greater than or equal to 1, found 0" in done.stderr
 
 
+@pytest.mark.parametrize(
+    "content", ["", "schema: '2.0'\nstages:\n  download:\n   cmd: [", "schema: '2.0'\n", "[]"]
+)
+def test_a_lock_that_was_cut_short_is_named_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "dvc.lock").write_text(content, encoding="utf-8")
+    with pytest.raises(
+        StageError, match=r"^dvc\.lock: cut short, .*; run: git checkout dvc\.lock, or rm dvc\.lock"
+    ):
+        check.main([str(ROOT / "params.yaml")])
+
+
 def test_metrics_are_printed_one_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics").mkdir()
     for name in ("train", "evaluation"):

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from stages import failure
 from stages.download import DatasetParams
 from stages.engine import TrainParams
@@ -32,11 +34,27 @@ CLASSES: dict[str, type[Section]] = {
 def main(arguments: Sequence[str]) -> None:
     """Load every section; the first mistake is the error."""
     path = Path(arguments[0]) if arguments else Path("params.yaml")
+    _refuse_a_broken_lock(Path("dvc.lock"))
     sections: dict[str, Any] = {section: load(path, section, model) for section, model in CLASSES.items()}
     pictures = sections["dataset"].folder.path
     # DVC watches it whatever the dataset, and its own message names neither the key nor a remedy.
     if not Path(pictures).exists():
         raise StageError(f"dataset.folder.path: {pictures}: no such folder; make it, even when it is empty")
+
+
+def _refuse_a_broken_lock(path: Path) -> None:
+    """DVC writes this file in place, and its own message does not say what to do when it was killed meanwhile."""
+    if not path.exists():
+        return
+    try:
+        content = yaml.safe_load(path.read_bytes())
+    except yaml.YAMLError:
+        content = None
+    if not isinstance(content, dict) or not {"schema", "stages"} <= content.keys():
+        raise StageError(
+            f"{path}: cut short, as when dvc is killed while it writes it; run: git checkout {path}, or rm {path} "
+            "where no commit has it: what was made before is found in the cache"
+        )
 
 
 if __name__ == "__main__":
