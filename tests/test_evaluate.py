@@ -15,6 +15,7 @@ from stages.splits import read
 from tests.project import ROOT, Project, make_project
 
 COMMAND = (sys.executable, "-m", "stages.evaluate")
+SCHEMA = json.loads((ROOT / "stages/evaluation.schema.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -111,9 +112,8 @@ def test_more_classes_than_there_are_cannot_be_the_top_ones(project: Project) ->
 
 
 def test_the_figures_are_as_the_schema_in_the_repository_says(evaluated: Project) -> None:
-    schema = json.loads((ROOT / "stages/evaluation.schema.json").read_text("utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    jsonschema.validate(figures(evaluated), schema)
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    jsonschema.validate(figures(evaluated), SCHEMA)
 
 
 @pytest.mark.parametrize(
@@ -128,17 +128,15 @@ def test_the_figures_are_as_the_schema_in_the_repository_says(evaluated: Project
     ],
 )
 def test_the_schema_tells_what_is_wrong(evaluated: Project, changes: dict[str, Any], problem: str) -> None:
-    schema = json.loads((ROOT / "stages/evaluation.schema.json").read_text("utf-8"))
     with pytest.raises(jsonschema.ValidationError, match=problem):
-        jsonschema.validate({**figures(evaluated), **changes}, schema)
+        jsonschema.validate({**figures(evaluated), **changes}, SCHEMA)
 
 
 def test_each_figure_that_the_schema_requires_is_there(evaluated: Project) -> None:
-    schema = json.loads((ROOT / "stages/evaluation.schema.json").read_text("utf-8"))
     written = figures(evaluated)
-    for name in [*schema["required"], *schema["$defs"]["figures"]["required"]]:
+    for name in [*SCHEMA["required"], *SCHEMA["$defs"]["figures"]["required"]]:
         with pytest.raises(jsonschema.ValidationError, match=f"'{name}' is a required property"):
-            jsonschema.validate({key: value for key, value in written.items() if key != name}, schema)
+            jsonschema.validate({key: value for key, value in written.items() if key != name}, SCHEMA)
 
 
 @pytest.mark.usefixtures("started")

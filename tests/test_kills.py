@@ -77,18 +77,16 @@ def test_a_killed_repro_ends_as_one_that_was_not(
     assert not (project.folder / "checkpoints").exists(), told
 
 
-class _repro(subprocess.Popen[str]):
-    """`dvc repro`, with what it prints."""
-
-    def __init__(self, project: Project) -> None:
-        super().__init__(
-            ("dvc", "repro"),
-            cwd=project.folder,
-            env={**project.environment, "PYTHONUNBUFFERED": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
+def _repro(project: Project) -> "subprocess.Popen[str]":
+    """Start `dvc repro`, with what it prints at hand."""
+    return subprocess.Popen(
+        ("dvc", "repro"),
+        cwd=project.folder,
+        env={**project.environment, "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
 
 
 def _stages_begun(process: "subprocess.Popen[str]") -> Iterator[str]:

@@ -174,7 +174,6 @@ def test_checkpoints_of_other_code_are_ignored_and_said_so(project: Project, nam
     process.kill()
     process.communicate()
     project.touch(name)
-    project.choose("train.callbacks", ["mine.Mine"])
     second = start(project)
     assert second.stderr is not None
     assert "are of other params, data or code and are ignored" in second.stderr.readline()

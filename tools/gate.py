@@ -94,6 +94,11 @@ def load_limits(path: Path, metrics: Iterable[str]) -> dict[str, Limits]:
     return limits
 
 
+def lower_is_better(metric: str) -> bool:
+    """Tell whether less of `metric` is better, with or without its stage before it: loss, train.val_loss."""
+    return metric.split(".")[-1] in LOWER_IS_BETTER
+
+
 def judge(limits: Mapping[str, Limits], pairs: Mapping[str, Pair]) -> list[Ruling]:
     """Hold each metric to its limits."""
     return [ruling for name, limit in limits.items() for ruling in _judge(name, limit, pairs[name])]
@@ -115,7 +120,7 @@ def _judge(name: str, limits: Limits, pair: Pair) -> Iterator[Ruling]:
         yield Ruling(name, f"ceiling {limits.ceiling:g}", f"{pair.b:g}", _result(pair.b <= limits.ceiling))
     if limits.drop is None:
         return
-    lower = (limits.direction or ("lower" if name.split(".")[-1] in LOWER_IS_BETTER else "higher")) == "lower"
+    lower = limits.direction == "lower" if limits.direction else lower_is_better(name)
     drop = pair.difference if lower else -pair.difference
     # A drop of just what is allowed must not fail by the rounding of the difference.
     within = drop <= limits.drop or math.isclose(drop, limits.drop, abs_tol=1e-12)

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from stages.scoring import wilson
+from tools.gate import lower_is_better
 from tools.reporting import charts
 from tools.reporting.markup import SPACE, Markup, element, figure, frame_table, join, percent, table
 from tools.reporting.results import Results
@@ -34,7 +35,6 @@ NAMES = {
 }
 NOT_FIGURES = re.compile(r".*(schema_version|_low|_high|test_images)")
 TOP = re.compile(r"top_(\d+)_accuracy")
-LOWER_IS_BETTER = re.compile(r"loss|brier|error")
 NEITHER_IS = ("train.parameters", "train.epoch")
 
 
@@ -188,7 +188,7 @@ def _change(shown: Figure, before: Figure) -> str:
         return "none"
     if shown.key in NEITHER_IS:
         return _signed(f"{difference:+,}")
-    better = (difference < 0) == bool(LOWER_IS_BETTER.search(shown.key))
+    better = (difference < 0) == lower_is_better(shown.key)
     return _signed(f"{difference:+.4f}, {'better' if better else 'worse'}")
 
 
