@@ -347,7 +347,12 @@ def _extent(response: "Response", size: int | None) -> tuple[int, int | None]:
 
 def _local(source: str, sha256: str) -> Path:
     """Return the path of a local source, once it has been found to have the hash."""
-    path = Path(unquote(source[7:]) if source.startswith("file://") else source).expanduser()
+    scheme, _, rest = source.partition("://")
+    if rest and scheme != "file" and scheme.isalnum():
+        raise _Refused("is no path, and none of file://, http:// and https://")
+    if scheme == "file" and not rest.startswith("/"):
+        raise _Refused("names no absolute path, as in file:///mnt/archive.tar.gz")
+    path = Path(unquote(rest) if scheme == "file" else source).expanduser()
     try:
         found = _sha256(path)
     except OSError as error:

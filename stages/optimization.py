@@ -27,14 +27,20 @@ class OptimizationParams(Section):
     clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
 
 
-def without_effect(params: OptimizationParams) -> list[str]:
-    """Return a sentence for each key that was given a value and that the other choices leave unread."""
+def notes(params: OptimizationParams, epochs: int) -> list[str]:
+    """Return a sentence for each key whose value the other choices leave unread, or that cannot be reached."""
     unread = {
         "momentum": params.momentum and params.optimizer != "sgd" and f"optimizer {params.optimizer}",
         "weight_decay": params.weight_decay and params.optimizer == "adam" and "optimizer adam; adamw has it",
         "warmup_epochs": params.warmup_epochs and params.schedule == "one_cycle" and "one_cycle, which warms up",
     }
-    return [f"train.{key} has no effect with {reason}" for key, reason in unread.items() if reason]
+    sentences = [f"train.{key} has no effect with {reason}" for key, reason in unread.items() if reason]
+    if params.warmup_epochs >= epochs and params.schedule != "one_cycle":
+        sentences.append(
+            f"train.warmup_epochs is {params.warmup_epochs:g} of {epochs} epochs: the learning rate reaches "
+            "train.learning_rate at the very end, if at all"
+        )
+    return sentences
 
 
 def build_optimizer(params: OptimizationParams) -> keras.optimizers.Optimizer:

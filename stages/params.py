@@ -51,8 +51,14 @@ def load(path: Path, section: str, model: type[S]) -> S:
         unknown = [error for error in failure.errors() if error["type"] == "extra_forbidden"]
         meant = {(*error["loc"][:-1], _meant(model, error["loc"])) for error in unknown}
         others = [error for error in failure.errors() if error not in unknown and error["loc"] not in meant]
-        first, *rest = [*unknown, *others]
-        more = f" (and {len(rest)} more like it)" if rest else ""
+        mistakes = [*unknown, *others]
+        # By place: of a value that stands for several, such as one number for height and width, each is wrong.
+        places = {
+            mistake["loc"] if mistake["type"] == "missing" else _mark(root, (section, *mistake["loc"])).index
+            for mistake in mistakes
+        }
+        more = f" (and {len(places) - 1} more like it)" if len(places) > 1 else ""
+        first = mistakes[0]
         raise _error(path, root, (section, *first["loc"]), _explain(model, first) + more) from None
 
 
@@ -136,12 +142,16 @@ def _explain(model: type[Section], error: Any) -> str:
         return "this key is missing; add it, or restore it with git"
     if error["type"] == "model_type":
         return f"keys are expected here: {', '.join(_fields(model, location))}"
-    expected = error["msg"].removeprefix("Value error, ").replace("Input should", "it should")
+    expected = re.sub("^(Input|String|List) should", "it should", error["msg"].removeprefix("Value error, "))
     if error["type"] == "value_error":
         return str(expected)
     found = "nothing" if error["input"] is None else repr(error["input"])
     hint = ""
-    if isinstance(error["input"], str):
+    if error["type"] == "bool_type":
+        hint = "; write true or false"
+    elif error["type"] == "int_type" and isinstance(error["input"], float) and error["input"].is_integer():
+        hint = f"; write {error['input']:.0f}"
+    elif isinstance(error["input"], str):
         close = _nearest(error["input"], re.findall(r"'([^']*)'", str(error.get("ctx", {}).get("expected", ""))))
         if error["type"] == "literal_error" and close:
             hint = f"; did you mean '{close}'?"

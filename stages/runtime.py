@@ -22,7 +22,7 @@ from stages.params import Section
 # What oneDNN reads; the instruction set follows from the params.
 ONEDNN = {"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "ONEDNN_MAX_CPU_ISA": "ALL", "TF_ENABLE_ONEDNN_OPTS": "1"}
 # The flags of /proc/cpuinfo by which oneDNN and Eigen choose their kernels.
-FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16")
+FLAGS = {"avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}
 
 
 class RuntimeParams(Section):
@@ -76,11 +76,13 @@ def write_environment(record: Path, log: Path, params: RuntimeParams, seconds: f
 
     record: the same on every run of one machine, for git. log: with the duration in seconds, not tracked.
     """
+    from tensorflow.python.framework.config import is_op_determinism_enabled  # its public API only sets it
+
     environment = {
         "cpu": _cpu(),
-        "cpu_flags": " ".join(flag for flag in FLAGS if flag in _cpu_flags()),
+        "cpu_flags": " ".join(sorted(_cpu_flags() & FLAGS)),
         "cores": os.cpu_count(),
-        "determinism": True,
+        "determinism": is_op_determinism_enabled(),
         "onednn": {name: os.environ.get(name, "") for name in sorted(ONEDNN)},
         "libc": " ".join(platform.libc_ver()),
         "python": platform.python_version(),

@@ -22,7 +22,7 @@ from stages.engine import Trainer, TrainParams
 from stages.exclusive import exclusive
 from stages.failure import StageError
 from stages.model import ModelParams, build_model
-from stages.optimization import without_effect
+from stages.optimization import notes
 from stages.outputs import require_space, write_json, write_table
 from stages.params import load
 from stages.records import Statistics, read_record, read_split
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         runtime.start(runtime_params, params.seed)
         from stages.archive import save_model
 
-        for note in without_effect(params):
+        for note in notes(params, params.epochs):
             print(f"train: {note}", file=sys.stderr)
         model = build_model(model_params, training.images.shape[1:], training.labels.shape[1])
         # The model, and two checkpoints of it with Adam's two moments, each written aside before it is moved.

@@ -104,11 +104,12 @@ def test_a_missing_input_is_one_line_with_the_remedy(project: Project, name: str
     assert (failed.returncode, failed.stderr) == (1, f"evaluate: {name}: no such file; run: dvc repro\n")
 
 
-def test_more_classes_than_there_are_cannot_be_the_top_ones(project: Project) -> None:
-    project.choose("evaluate.top_k", 11)
-    failed = project.run(*COMMAND, check=False)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith("evaluate: evaluate.top_k: 11 of 10 classes; use less")
+@pytest.mark.parametrize("k", [10, 11])
+def test_every_image_is_a_hit_among_as_many_classes_as_there_are(project: Project, k: int) -> None:
+    project.choose("evaluate.top_k", k)
+    done = project.run(*COMMAND)
+    assert f"evaluate: evaluate.top_k is {k} of 10 classes: every image is a hit\n" in done.stderr
+    assert figures(project)[f"top_{k}_accuracy"] == 1
 
 
 def test_the_figures_are_as_the_schema_in_the_repository_says(evaluated: Project) -> None:

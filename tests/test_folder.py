@@ -225,7 +225,7 @@ def write_shades(part: str = "", count: int = 10) -> list[Path]:
 
 
 def load(**changes: Any) -> Dataset:
-    values = {"size": 4, "channels": 3, "test_fraction": 0.2, "seed": 7, "skip_unreadable": False}
+    values = {"pixels": 4, "channels": 3, "test_fraction": 0.2, "seed": 7, "skip_unreadable": False}
     return folder.load(folder.Params.model_validate(values | changes))
 
 
@@ -277,23 +277,23 @@ def test_the_last_fifth_of_the_training_images_has_every_class(repository: Path)
     assert set(labels[-len(labels) // 5 :]) == {0, 1}
 
 
-@pytest.mark.parametrize(("size", "shape"), [(4, (4, 4)), ([3, 5], (3, 5))])
+@pytest.mark.parametrize(("pixels", "shape"), [(4, (4, 4)), ([3, 5], (3, 5))])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_size_is_height_and_width_or_one_number(
-    repository: Path, size: Any, shape: tuple[int, int], channels: int
+def test_pixels_is_height_and_width_or_one_number(
+    repository: Path, pixels: Any, shape: tuple[int, int], channels: int
 ) -> None:
     write_shades()
-    assert load(size=size, channels=channels).train.images.shape[1:] == (*shape, channels)
+    assert load(pixels=pixels, channels=channels).train.images.shape[1:] == (*shape, channels)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": 0},
-        {"size": True},
-        {"size": [4]},
-        {"size": [4, 4, 3]},
-        {"size": 5000},
+        {"pixels": 0},
+        {"pixels": True},
+        {"pixels": [4]},
+        {"pixels": [4, 4, 3]},
+        {"pixels": 5000},
         {"channels": 2},
         {"test_fraction": 0.0},
         {"test_fraction": 1.0},
@@ -522,7 +522,7 @@ def test_256_classes_can_be_told_apart(repository: Path) -> None:
     for number in range(256):
         for color in (RED, BLUE):
             write(f"{number:03}/{color}.png", encoded(flat("RGB", color, (1, 1))))
-    dataset = load(size=1)
+    dataset = load(pixels=1)
     assert sorted(dataset.train.labels) == sorted(dataset.test.labels) == list(range(256))
 
 
@@ -530,5 +530,5 @@ def test_reading_twice_gives_the_same_bytes(repository: Path) -> None:
     for name in ("china.jpg", "flower.jpg"):
         for copy in range(2):
             write(f"{name[:-4]}/{copy}.jpg", photograph(name) + bytes(copy))
-    first, second = load(size=[24, 32]), load(size=[24, 32])
+    first, second = load(pixels=[24, 32]), load(pixels=[24, 32])
     assert contents(first) == contents(second)

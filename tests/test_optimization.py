@@ -9,7 +9,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from stages.fused_adam import FusedAdam, FusedAdamW
-from stages.optimization import OptimizationParams, build_optimizer, learning_rates, without_effect
+from stages.optimization import OptimizationParams, build_optimizer, learning_rates, notes
 
 PEAK = 0.1
 CONSTANT = OptimizationParams(
@@ -170,8 +170,13 @@ def test_the_learning_rate_of_the_params_is_the_optimizers() -> None:
     ],
 )
 def test_a_key_without_effect_is_named(changes: dict[str, Any], key: str) -> None:
-    (sentence,) = without_effect(CONSTANT.model_copy(update=changes))
+    (sentence,) = notes(CONSTANT.model_copy(update=changes), epochs=3)
     assert sentence.startswith(f"train.{key} has no effect with ")
+
+
+def test_a_warm_up_as_long_as_the_run_is_named() -> None:
+    (sentence,) = notes(CONSTANT.model_copy(update={"warmup_epochs": 3}), epochs=3)
+    assert sentence.startswith("train.warmup_epochs is 3 of 3 epochs")
 
 
 @pytest.mark.parametrize(
@@ -184,4 +189,4 @@ def test_a_key_without_effect_is_named(changes: dict[str, Any], key: str) -> Non
     ],
 )
 def test_a_key_that_counts_is_not_named(changes: dict[str, Any]) -> None:
-    assert without_effect(CONSTANT.model_copy(update=changes)) == []
+    assert notes(CONSTANT.model_copy(update=changes), epochs=3) == []

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from stages import params
+from stages.download import DatasetParams
 from stages.failure import StageError
+from tests.project import ROOT
 
 
 class Block(params.Section):
@@ -73,13 +75,14 @@ def test_the_loaded_section_cannot_be_changed(written: Path) -> None:
             r":3: train.epochs: it should be a valid integer, found '20'; write it without quotes",
         ),
         ("epochs: 20", "epochs: twenty", r":3: train.epochs: it should be a valid integer, found 'twenty'$"),
-        ("epochs: 20", "epochs: 2.5", r":3: train.epochs: .*integer, found 2.5"),
+        ("epochs: 20", "epochs: 2.5", r":3: train.epochs: .*integer, found 2.5$"),
+        ("epochs: 20", "epochs: 20.0", r":3: train.epochs: .*integer, found 20.0; write 20$"),
         ("epochs: 20", "epochs:", r":3: train.epochs: .*integer, found nothing"),
         ("epochs: 20", "epochs: 0", r":3: train.epochs: .*greater than or equal to 1, found 0"),
         ("epochs: 20", "epochs: true", r":3: train.epochs: .*integer, found True"),
         ("1e-3", ".nan", r":2: train.learning_rate: .*finite number, found nan"),
         ("1e-3", ".inf", r":2: train.learning_rate: .*finite number, found inf"),
-        ("augment: false", "augment: yes", r":5: train.augment: .*boolean, found 'yes'"),
+        ("augment: false", "augment: yes", r":5: train.augment: .*boolean, found 'yes'; write true or false$"),
         (
             "adam",
             "Adam",
@@ -126,6 +129,19 @@ def test_further_mistakes_are_counted(written: Path) -> None:
     written.write_text(GOOD.replace("20", "0").replace("1e-3", "-1"))
     with pytest.raises(StageError, match=r"\(and 1 more like it\)"):
         load(written)
+
+
+def test_missing_keys_are_counted_each(written: Path) -> None:
+    written.write_text("train: {epochs: 20, optimizer: adam, augment: false}")
+    with pytest.raises(StageError, match=r"this key is missing; .* \(and 1 more like it\)$"):
+        load(written)
+
+
+def test_a_number_that_stands_for_two_is_one_mistake(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8").replace("pixels: 32", "pixels: 0")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(StageError, match=r"dataset\.folder\.pixels.*greater than or equal to 1, found 0$"):
+        params.load(tmp_path / "params.yaml", "dataset", DatasetParams)
 
 
 @given(st.text(max_size=60) | st.binary(max_size=60))

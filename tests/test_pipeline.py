@@ -42,6 +42,7 @@ def changed(baseline: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
         # With the split in file order the seed changes nothing, and DVC sees that the outputs are the same.
         ("preprocess.seed", 1, ["preprocess"]),
         ("dataset.cifar10.sha256", "0" * 64, ["download"]),
+        ("dataset.folder.pixels", 16, ["download"]),
         ("model.dropout", 0.4, ["train", "evaluate"]),
         ("train.checkpoint_minutes", 7, ["train"]),
         ("runtime.cpu_isa", "avx2", ["train", "evaluate"]),
@@ -54,6 +55,18 @@ def test_a_changed_key_reruns_the_stages_that_it_touches(
     project = baseline.copy(tmp_path / "project")
     project.choose(key, value)
     assert project.repro() == expected
+
+
+def test_no_key_has_a_name_that_the_run_cache_leaves_out() -> None:
+    """DVC drops `size` and `nfiles` at any depth, in dvc/stage/cache.py, and takes a changed one for the same."""
+
+    def names(value: Any) -> set[str]:
+        below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
+        return set(value if isinstance(value, dict) else ()).union(*map(names, below))
+
+    found = names(yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8")))
+    assert "pixels" in found
+    assert found.isdisjoint({"size", "nfiles"})
 
 
 @pytest.mark.parametrize(

@@ -39,18 +39,20 @@ class Params(Section):
     """`dataset.folder` of params.yaml."""
 
     path: str = Field("pictures", min_length=1, description="relative to the repository")
-    size: list[Annotated[int, Field(ge=1, le=4096)]]  # height and width
+    # Height and width. Not `size`: DVC's run cache leaves that name out of what it tells runs apart by, and would
+    # bring back pictures of another size.
+    pixels: list[Annotated[int, Field(ge=1, le=4096)]]
     channels: int  # 1 or 3; a Literal would take true for 1
     test_fraction: float = Field(gt=0, lt=1, description="of each class, unless there are train/ and test/")
     seed: int = Field(ge=0, description="of the order, and of the split")
     skip_unreadable: bool
 
-    @field_validator("size", mode="before")
+    @field_validator("pixels", mode="before")
     @classmethod
-    def _square(cls, size: Any) -> Any:
-        if isinstance(size, list) and len(size) != 2:
-            raise ValueError(f"it should be one number or [height, width], found {size}")
-        return [size, size] if type(size) is int else size
+    def _square(cls, pixels: Any) -> Any:
+        if isinstance(pixels, list) and len(pixels) != 2:
+            raise ValueError(f"it should be one number or [height, width], found {pixels}")
+        return [pixels, pixels] if type(pixels) is int else pixels
 
     @field_validator("channels")
     @classmethod
@@ -218,7 +220,7 @@ def _named_as_picture(file: Path) -> bool:
 def _read(files: list[tuple[str, int, Path]], params: Params) -> tuple[list[Picture], list[str]]:
     """The pictures in the order of `files`, and a sentence for each file that is none."""
     pictures, reasons = [], []
-    height, width = params.size
+    height, width = params.pixels
     for name, label, file in tqdm(files, desc="pictures", unit="", leave=False, disable=None):
         try:
             if not name.isprintable():
