@@ -5,6 +5,7 @@ STAGES_DEBUG=1 in the environment, shows the traceback as well.
 """
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,13 +18,18 @@ class StageError(Exception):
 def run(name: str, main: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
     """Call `main` with the command line's arguments and return the process's exit code.
 
-    0 on success, 1 for a failure that the user can mend, 130 for Ctrl-C as shells expect. Any other
-    exception is a defect of the stage and keeps its traceback.
+    0 on success, 1 for a failure that the user can mend, 130 for Ctrl-C as shells expect, 141 when nobody reads
+    the output any more. Any other exception is a defect of the stage and keeps its traceback.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments or os.environ.get("STAGES_DEBUG", "") not in ("", "0")
     try:
         main([argument for argument in arguments if argument != "--debug"])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever reads the output has seen enough of it, as `| head` has: what is left to flush goes nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except (Exception, KeyboardInterrupt) as error:
         explanation = _explain(error)
         if explanation is None:

@@ -106,3 +106,14 @@ def test_a_stage_started_from_a_shell_fails_with_one_line_and_exit_code_1(tmp_pa
     assert done.stderr == (
         f"preprocess: {tmp_path}/no.yaml: no such file; run from the repository's root or name it with --params\n"
     )
+
+
+@pytest.mark.parametrize("lines", [1, 100_000])
+def test_a_reader_who_has_seen_enough_is_no_failure(lines: int) -> None:
+    """The output of many lines breaks while it is written, that of one when it is flushed at the end."""
+    program = f"import sys; from stages.failure import run; sys.exit(run('x', lambda _: print('a\\n' * {lines})))"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as output:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=output, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (141, b"")
