@@ -162,6 +162,28 @@ def test_a_file_that_a_merge_left_in_conflict_is_named(copy: Path, name: str) ->
         results.read(copy)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics/train.json", '{"accuracy": 0.'),
+        ("metrics/train.json", "[]"),
+        ("metrics/train.json", "{}"),
+        ("metrics/evaluation.json", "[]"),
+        ("metrics/evaluation.json", '{"accuracy": "0.9"}'),
+        ("metrics/history.csv", "garbage\n\0"),
+        ("metrics/history.csv", "epoch,loss,accuracy,val_loss,val_accuracy\n1,x,1,1,1\n"),
+        ("metrics/history.csv", "epoch,loss,accuracy,val_loss,val_accuracy\n"),
+        ("metrics/per_class.csv", ""),
+        ("metrics/confusion.csv", "label,predicted\n1,1\n"),
+        ("data/predictions.csv", "label,prediction\n1,1\n"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_command_that_makes_it(copy: Path, name: str, content: str) -> None:
+    (copy / name).write_text(content, "utf-8")
+    with pytest.raises(StageError, match=rf"{re.escape(name)}: .*; run: dvc repro$"):
+        results.read(copy)
+
+
 def test_a_model_that_is_not_the_one_evaluated_is_refused(copy: Path) -> None:
     with (copy / "models" / "model.keras").open("ab") as file:
         file.write(b"x")

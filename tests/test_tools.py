@@ -1,9 +1,11 @@
 """tools/: what people run by hand."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -11,7 +13,7 @@ import yaml
 from stages.failure import StageError
 from stages.params import SECTIONS, read
 from tests.project import ROOT
-from tools import check, demo, figures, metrics
+from tools import check, demo, figures, metrics, plots, report
 
 
 def test_the_committed_params_pass_the_check() -> None:
@@ -54,20 +56,56 @@ def test_a_lock_that_was_cut_short_is_named_with_the_remedy(
         check.main([str(ROOT / "params.yaml")])
 
 
+def test_a_folder_of_pictures_that_dvc_cannot_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy2(ROOT / "params.yaml", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        StageError, match=r"^params\.yaml: dataset\.folder\.path: pictures: no such folder; make it"
+    ):
+        check.main([])
+    (tmp_path / "pictures" / "cat").mkdir(parents=True)
+    check.main([])
+    (tmp_path / "pictures" / "cat" / "1.png").symlink_to("gone.png")
+    with pytest.raises(StageError, match=r"^pictures/cat/1\.png: a link to a file that is not there.*remove"):
+        check.main([])
+
+
 def test_metrics_are_printed_one_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "metrics").mkdir()
     for name in ("train", "evaluation"):
-        content = json.dumps({"accuracy": 0.51234, "name": name, "long": "x" * 80})
+        content = json.dumps({"accuracy": 0.51234, "flip": {"loss": 2.0}, "long": "x" * 80})
         (tmp_path / "metrics" / f"{name}.json").write_text(content, encoding="utf-8")
     metrics.main([str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
     assert "  accuracy               0.5123" in lines
+    assert "  flip.loss              2.0000" in lines
     assert max(map(len, lines)) < 100
 
 
 def test_metrics_that_are_not_there_name_the_command_that_makes_them(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"train\.json: no such file; run: make repro"):
         metrics.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("content", ['{"accuracy": 0.', "[]", "", "\udcff"])
+def test_damaged_metrics_are_named_with_the_command_that_makes_them(tmp_path: Path, content: str) -> None:
+    (tmp_path / "metrics").mkdir()
+    (tmp_path / "metrics" / "train.json").write_text(content, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(StageError, match=r"train\.json: not what a stage writes \(.*\); run: dvc repro$"):
+        metrics.main([str(tmp_path)])
+
+
+@pytest.mark.parametrize("tool", [metrics, figures, plots, report])
+def test_help_is_help_and_makes_nothing(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        tool.main(["--help"])
+    assert capsys.readouterr().out.startswith(f"usage: python -m {tool.__name__} ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_demo_copies_code_and_configuration_but_no_outputs(tmp_path: Path) -> None:

@@ -36,10 +36,20 @@ def main(arguments: Sequence[str]) -> None:
     path = Path(arguments[0]) if arguments else Path("params.yaml")
     _refuse_a_broken_lock(Path("dvc.lock"))
     sections: dict[str, Any] = {section: load(path, section, model) for section, model in CLASSES.items()}
-    pictures = sections["dataset"].folder.path
-    # DVC watches it whatever the dataset, and its own message names neither the key nor a remedy.
-    if not Path(pictures).exists():
-        raise StageError(f"dataset.folder.path: {pictures}: no such folder; make it, even when it is empty")
+    _refuse_what_dvc_cannot_watch(path, Path(sections["dataset"].folder.path))
+
+
+def _refuse_what_dvc_cannot_watch(params: Path, pictures: Path) -> None:
+    """DVC reads the folder whatever the dataset, and its own message names neither the key nor a remedy."""
+    if not pictures.exists():
+        raise StageError(
+            f"{params}: dataset.folder.path: {pictures}: no such folder; make it, even when it is empty"
+        )
+    for entry in pictures.rglob("*"):
+        if entry.is_symlink() and not entry.exists():
+            raise StageError(
+                f"{entry}: a link to a file that is not there, which DVC cannot read; remove the link"
+            )
 
 
 def _refuse_a_broken_lock(path: Path) -> None:

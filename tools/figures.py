@@ -1,5 +1,6 @@
 """Draw the README's pictures from the last run: `make figures`. They are DVC's own charts, as SVG files."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,9 +18,13 @@ CHARTS = {"Accuracy": "accuracy.svg", "Loss": "loss.svg", "metrics/confusion.csv
 
 def main(arguments: Sequence[str]) -> None:
     """Write each chart to the folder named, docs/ by default."""
-    folder = Path(arguments[0]) if arguments else Path("docs")
-    shown = subprocess.run(["dvc", "plots", "show", "--json"], check=True, capture_output=True, text=True).stdout
-    charts = json.loads(shown)["data"]
+    parser = argparse.ArgumentParser(prog="python -m tools.figures", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("docs"))
+    folder = parser.parse_args(arguments).folder
+    shown = subprocess.run(["dvc", "plots", "show", "--json"], check=False, capture_output=True, text=True)
+    if shown.returncode:
+        raise StageError(f"'dvc plots show' failed: {shown.stderr}")
+    charts = json.loads(shown.stdout)["data"]
     for name, file in CHARTS.items():
         if not charts.get(name):
             raise StageError(f"there is nothing to draw for {name}; run: make repro")

@@ -5,6 +5,7 @@ file that is written here, out of a locked package, beside the page. It stays: f
 `dvc plots diff` and their options work offline too. `python -m tools.plots FOLDER` is for the checkout in FOLDER.
 """
 
+import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,9 @@ SCRIPTS = Path("dvc_plots") / "vega.js"  # where the template looks: DVC writes 
 
 def main(arguments: Sequence[str]) -> None:
     """Write the scripts, then the page."""
-    folder = Path(arguments[0]) if arguments else Path()
+    parser = argparse.ArgumentParser(prog="python -m tools.plots", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="the checkout; . by default")
+    folder = parser.parse_args(arguments).folder
     page = (folder / SCRIPTS).with_name("index.html")
     page.unlink(missing_ok=True)  # one of an earlier run would hide that DVC wrote none, which it calls a success
     write_scripts(folder / SCRIPTS)

@@ -4,6 +4,7 @@
 in tools/report.html; what fills it comes from tools/reporting/.
 """
 
+import argparse
 import string
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,9 @@ TEMPLATE = Path(__file__).with_name("report.html")
 
 def main(arguments: Sequence[str]) -> None:
     """Read the run, write the page, say where it is."""
-    folder = Path(arguments[0]) if arguments else Path()
+    parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="the checkout; . by default")
+    folder = parser.parse_args(arguments).folder
     page = render(results.read(folder))
     path = folder / "report" / "index.html"
     with replacing(path) as partial:

@@ -1,7 +1,6 @@
 """Read what a run left behind, of any git revision, DVC experiment or the workspace."""
 
 import io
-import json
 import math
 import re
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from stages import scoring
 from stages.failure import StageError
 from stages.scoring import Integers
+from tools.metrics import flat, parse
 
 WORKSPACE = "workspace"
 EVALUATION = Path("metrics/evaluation.json")
@@ -44,11 +44,14 @@ def read_run(revision: str) -> Run:
     Predictions and metrics of different runs are refused too: `git checkout` brings the metrics, and leaves
     the predictions, which are DVC's, as they were.
     """
-    evaluation = _metrics(revision, EVALUATION)
-    metrics = {f"evaluate.{name}": value for name, value in evaluation.items() if _is_figure(name, value)}
-    for name, value in _metrics(revision, TRAINING).items():
-        if _is_figure(name, value):
-            metrics[f"train.{name}"] = value
+    evaluation = parse(_read(revision, EVALUATION), f"{revision}: {EVALUATION}")
+    training = parse(_read(revision, TRAINING), f"{revision}: {TRAINING}")
+    metrics = {
+        f"{stage}.{name}": value
+        for stage, content in (("evaluate", evaluation), ("train", training))
+        for name, value in flat(content).items()
+        if _is_figure(name, value)
+    }
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise StageError(f"{revision}: {name} is {value}, not a finite number; run: dvc repro")
@@ -74,16 +77,6 @@ def read_run(revision: str) -> Run:
                 "they are of different runs; run: dvc checkout, or dvc repro"
             )
     return Run(revision, metrics, top_k, evaluation.get("dataset_sha256"), classes, labels, probabilities)
-
-
-def _metrics(revision: str, path: Path) -> dict[str, Any]:
-    try:
-        content: Any = json.loads(_read(revision, path))
-    except ValueError as error:
-        raise StageError(f"{revision}: {path}: not JSON ({error}); run: dvc repro") from None
-    if not isinstance(content, dict):
-        raise StageError(f"{revision}: {path}: metrics by name are expected; run: dvc repro")
-    return content
 
 
 def _is_figure(name: str, value: Any) -> bool:

@@ -10,16 +10,43 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jsonschema
 import numpy as np
 import pandas as pd
+from jsonschema import ValidationError
 from numpy.typing import NDArray
 
-from stages import params
+from stages import evaluate, params
 from stages.failure import StageError
 from stages.records import Source, Statistics, read_record, read_split
 from stages.splits import Split
+from tools.metrics import parse
 
 T = TypeVar("T")
+
+# What the report reads of each file in metrics/. A class may be called 7, or NA: names stay text.
+_TRAINING = {key: {"type": "number"} for key in ("accuracy", "loss", "val_accuracy", "val_loss", "parameters")}
+SCHEMAS: dict[str, Any] = {
+    "train": {
+        "type": "object",
+        "required": [*_TRAINING, "model_sha256"],
+        "properties": {**_TRAINING, "model_sha256": {"type": "string"}},
+    },
+    "evaluation": json.loads(evaluate.SCHEMA.read_bytes()),
+}
+COLUMNS: dict[str, dict[str, type]] = {
+    "history": {"epoch": int, "loss": float, "accuracy": float, "val_loss": float, "val_accuracy": float},
+    "per_class": {
+        "class": str,
+        "support": int,
+        "predicted": int,
+        "precision": float,
+        "recall": float,
+        "f1": float,
+        "roc_auc": float,
+    },
+    "confusion": {"label": str, "predicted": str, "count": int},
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,10 +89,8 @@ class Results:
 def read(folder: Path) -> Results:
     """Read the run of the checkout at `folder`; `StageError` where a part is missing or of another run."""
     metrics, raw, model = folder / "metrics", folder / "data" / "raw", folder / "models" / "model.keras"
-    train, evaluation = (_read(metrics / f"{name}.json", _json) for name in ("train", "evaluation"))
-    history, per_class, confusion = (
-        _read(metrics / f"{name}.csv", _table) for name in ("history", "per_class", "confusion")
-    )
+    train, evaluation = (_read(metrics / f"{name}.json", _figures) for name in SCHEMAS)
+    history, per_class, confusion = (_read(metrics / f"{name}.csv", _table) for name in COLUMNS)
     statistics = read_record(folder / "data" / "processed" / "statistics.json", Statistics)
     source = read_record(raw / "source.json", Source)
     test, training = (read_split(raw, name, source) for name in ("test", "train"))
@@ -128,19 +153,27 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
         return reader(path)
     except FileNotFoundError:
         raise StageError(f"{path}: no such file; run: dvc repro") from None
-    except ValueError as error:  # cut short, or with git's conflict marks in it
-        raise StageError(f"{path}: not what a stage writes ({str(error).strip()}); run: dvc repro") from None
+    except (ValueError, ValidationError) as error:  # cut short, or with git's conflict marks in it
+        reason = error.message if isinstance(error, ValidationError) else str(error).strip()
+        raise StageError(f"{path}: not what a stage writes ({reason}); run: dvc repro") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return parse(path.read_bytes(), str(path))
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    content = _json(path)
+    jsonschema.validate(content, SCHEMAS[path.stem])
     return content
 
 
 def _table(path: Path) -> pd.DataFrame:
-    # A class may be called 7, or NA: names stay text.
-    names = {"class": str, "label": str, "predicted": str} if path.name != "per_class.csv" else {"class": str}
-    return pd.read_csv(path, dtype=names, na_filter=False)
+    columns = COLUMNS[path.stem]
+    table = pd.read_csv(path, dtype=columns, usecols=list(columns), na_filter=False)
+    if table.empty:
+        raise ValueError("no row in it")
+    return table
 
 
 def _predictions(path: Path, classes: list[str]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -184,8 +217,13 @@ def _log(path: Path) -> dict[str, Any] | None:
 
 
 def _committed(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    train, evaluation = (_git(folder, "show", f"HEAD:./metrics/{name}.json") for name in ("train", "evaluation"))
-    return None if train is None or evaluation is None else (json.loads(train), json.loads(evaluation))
+    train, evaluation = (_committed_figures(folder, f"metrics/{name}.json") for name in SCHEMAS)
+    return None if train is None or evaluation is None else (train, evaluation)
+
+
+def _committed_figures(folder: Path, name: str) -> dict[str, Any] | None:
+    content = _git(folder, "show", f"HEAD:./{name}")
+    return None if content is None else parse(content.encode(), f"{name} of the last commit")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:
