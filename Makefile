@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro report plots figures test kills bench lint lock clean
+.PHONY: help setup demo repro report plots figures test faults bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -41,8 +41,8 @@ figures: setup ## draw the README's pictures from the last run
 test: setup ## the tests
 	$(BIN)/python -m pytest
 
-kills: setup ## KILLS=60: that many SIGKILLs at random moments of dvc repro, one after the other
-	$(BIN)/python -m pytest tests/test_kills.py
+faults: setup ## the slow tests: kills, full disks and the like in whole runs; KILLS=60 for sixty kills
+	$(BIN)/python -m pytest -m slow
 
 bench: setup ## our engine beside the tutorial's fit: images a second in training
 	$(BIN)/python -m benchmarks.training

@@ -7,15 +7,32 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
 from stages import runtime
+from tests.project import Project, environment_at, make_project
 
 
 @pytest.fixture(scope="session")
 def started() -> None:
     """TensorFlow in this process as a stage has it: the threads can be set only before its first operation."""
     runtime.start(runtime.RuntimeParams(threads=2, cpu_isa="native", precision="float32", emulate=False), seed=0)
+
+
+@pytest.fixture(scope="session")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The small project after its first `dvc repro`, committed: to be copied, not changed."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one run for all workers
+    folder, home = shared / "first-run", shared / "first-run-home"
+    with FileLock(shared / "first-run.lock"):
+        if not folder.exists():
+            project = make_project(shared / "first-run-making", home)
+            assert project.repro() == ["download", "preprocess", "train", "evaluate"]
+            project.commit("The first run")
+            project.folder.rename(folder)
+    return Project(folder, environment_at(home))
 
 
 @pytest.fixture

@@ -76,6 +76,16 @@ class Project:
 
 def make_project(folder: Path, home: Path) -> Project:
     """Lay the project out in `folder` and commit it; `home` takes what would be the user's."""
+    project = Project(folder, environment_at(home))
+    copy_tracked(ROOT, folder)
+    choose(folder / "params.yaml", SMALL)
+    project.run("git", "init", "--quiet", "--initial-branch=main")
+    project.commit("Start")
+    return project
+
+
+def environment_at(home: Path) -> dict[str, str]:
+    """Return the environment of commands whose user's folders are in `home`, and whose author is a person."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -96,9 +106,4 @@ def make_project(folder: Path, home: Path) -> Project:
         GIT_COMMITTER_NAME="A person",
         GIT_COMMITTER_EMAIL="person@example.org",
     )
-    project = Project(folder, environment)
-    copy_tracked(ROOT, folder)
-    choose(folder / "params.yaml", SMALL)
-    project.run("git", "init", "--quiet", "--initial-branch=main")
-    project.commit("Start")
-    return project
+    return environment

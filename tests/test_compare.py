@@ -16,7 +16,7 @@ import pytest
 
 from stages import scoring
 from stages.failure import StageError
-from tests.project import ROOT, Project, make_project
+from tests.project import ROOT, Project
 from tools import compare
 from tools.gate import Pair
 from tools.runs import Run, read_run
@@ -140,11 +140,9 @@ def test_markdown_s_tables_are_rectangular_whatever_the_classes_are_called() -> 
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def runs(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The commit `first`, the experiment `longer` with a workspace that holds it, and its branch `second`."""
-    project = make_project(tmp_path_factory.mktemp("runs") / "project", tmp_path_factory.mktemp("home"))
-    project.repro()
-    project.commit("The first run")
+    project = first_run.copy(tmp_path_factory.mktemp("runs") / "project")
     project.run("git", "tag", "first")
     shutil.copyfile(project.folder / "data/predictions.csv", project.folder.parent / "first.csv")
     project.run("dvc", "exp", "run", "--name", "longer", "--set-param", "train.epochs=2")

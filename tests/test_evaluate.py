@@ -12,16 +12,16 @@ import pytest
 from numpy.typing import NDArray
 
 from stages.splits import read
-from tests.project import ROOT, Project, make_project
+from tests.project import ROOT, Project
 
 COMMAND = (sys.executable, "-m", "stages.evaluate")
 SCHEMA = json.loads((ROOT / "stages/evaluation.schema.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def evaluated(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project after a whole run."""
-    project = make_project(tmp_path_factory.mktemp("evaluated") / "project", tmp_path_factory.mktemp("home"))
+    project = first_run.copy(tmp_path_factory.mktemp("evaluated") / "project")
     project.choose("train.epochs", 3)
     project.repro()
     return project

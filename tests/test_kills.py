@@ -1,6 +1,6 @@
 """SIGKILL at random moments of `dvc repro`: the next one ends in the bytes of a run that nothing disturbed.
 
-KILLS says how many, spread evenly over the stages; a few by default, and by hand: KILLS=60 make kills. KILLS_SEED
+KILLS says how many, spread evenly over the stages; a few by default, and by hand: KILLS=60 make faults. KILLS_SEED
 repeats a campaign; it is printed with each failure.
 """
 
@@ -25,6 +25,8 @@ STAGES = ("download", "preprocess", "train", "evaluate")
 VICTIMS = ("dvc", "stage", "both")  # both: as when the power fails
 OUTPUTS = ("data", "models", "metrics")
 PATIENCE = 120  # seconds for whatever a killed `dvc` left running
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

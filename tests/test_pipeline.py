@@ -10,19 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.project import ROOT, Project, make_project
+from tests.project import ROOT, Project
 
 STAGES = ["download", "preprocess", "train", "evaluate"]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 
 @pytest.fixture(scope="module")
-def baseline(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def baseline(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project after its first `dvc repro`, committed."""
-    project = make_project(tmp_path_factory.mktemp("baseline") / "project", tmp_path_factory.mktemp("home"))
-    assert project.repro() == STAGES
-    project.commit("The first run")
-    return project
+    return first_run.copy(tmp_path_factory.mktemp("baseline") / "project")
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, Page
 
 from stages import scoring
 from stages.failure import StageError
-from tests.project import ROOT, Project, make_project
+from tests.project import ROOT, Project
 from tools import report
 from tools.reporting import drawn, headline, markup, pictures, provenance, results
 from tools.reporting.results import Results
@@ -33,12 +33,12 @@ def make_report(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project after a run on the digits, committed."""
-    project = make_project(tmp_path_factory.mktemp("report") / "project", tmp_path_factory.mktemp("home"))
+    project = first_run.copy(tmp_path_factory.mktemp("report") / "project")
     project.choose("train.epochs", 3)
     project.repro()
-    project.commit("The first run")
+    project.commit("Three epochs")
     return project
 
 
