@@ -32,9 +32,13 @@ CLASSES: dict[str, type[Section]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load every section; the first mistake is the error."""
-    path = Path(arguments[0]) if arguments else Path("params.yaml")
-    _refuse_a_broken_lock(Path("dvc.lock"))
+    """Check both files; the first mistake is the error."""
+    refuse_a_broken_lock(Path("dvc.lock"))
+    check_params(Path(arguments[0]) if arguments else Path("params.yaml"))
+
+
+def check_params(path: Path) -> None:
+    """Load every section; raises `StageError` for the first mistake."""
     sections: dict[str, Any] = {section: load(path, section, model) for section, model in CLASSES.items()}
     pictures = sections["dataset"].folder.path
     # DVC watches it whatever the dataset, and its own message names neither the key nor a remedy.
@@ -42,8 +46,11 @@ def main(arguments: Sequence[str]) -> None:
         raise StageError(f"dataset.folder.path: {pictures}: no such folder; make it, even when it is empty")
 
 
-def _refuse_a_broken_lock(path: Path) -> None:
-    """DVC writes this file in place, and its own message does not say what to do when it was killed meanwhile."""
+def refuse_a_broken_lock(path: Path) -> None:
+    """Raise `StageError` when dvc.lock is there and cut short.
+
+    DVC writes it in place, and its own message does not say what to do when it was killed meanwhile.
+    """
     if not path.exists():
         return
     try:
