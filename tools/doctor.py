@@ -31,10 +31,10 @@ def main(arguments: Sequence[str]) -> None:
     if not Path("dvc.yaml").exists():
         raise StageError(f"{Path.cwd()}: there is no dvc.yaml; run from the repository's root")
     found: list[tuple[str, Finding]] = []
-    for name, findings in examine(looks(options.offline)):
-        found += [(name, finding) for finding in findings]
+    for name, told in examine(looks(options.offline)):
+        found += [(name, finding) for finding in told]
         if not options.json:
-            print("\n".join(_line(name, finding) for finding in findings), flush=True)
+            print("\n".join(_line(name, finding) for finding in told), flush=True)
     counts = Counter(finding.state for _, finding in found)
     if options.json:
         lines = [{"look": name, **asdict(finding)} for name, finding in found]
@@ -67,11 +67,11 @@ def looks(offline: bool) -> dict[str, Look]:
 def examine(looks: dict[str, Look]) -> Iterator[tuple[str, list[Finding]]]:
     """Yield what each look finds, in order; they go on side by side, as most of them wait for something."""
     with ThreadPoolExecutor(len(looks)) as pool:
-        yield from zip(looks, pool.map(_findings, looks.values()), strict=True)
+        yield from zip(looks, pool.map(findings, looks.values()), strict=True)
 
 
-def _findings(look: Look) -> list[Finding]:
-    """Return what a look finds; that it fails, whatever the reason, is a finding too: the others are still told."""
+def findings(look: Look) -> list[Finding]:
+    """Return what a look finds; that it fails is a finding too, whatever the reason: the others are told."""
     try:
         return list(look())
     except NotLookedAt as reason:

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tools.doctoring.finding import Finding
+from tools.doctoring.finding import Finding, listed
 from tools.doctoring.recorded import dvc_config
 
 DVC_LOCK = Path(".dvc/tmp/lock")
+DVC_LOCKS = (DVC_LOCK, Path(".dvc/tmp/rwlock.lock"))
 RWLOCK = Path(".dvc/tmp/rwlock")
 PROC = Path("/proc")
 # Where each stage holds the right to write, see the `exclusive` in its main.
@@ -33,10 +34,13 @@ def _whole_lock() -> Iterator[Finding]:
         yield Finding(
             "note", f"{DVC_LOCK}: held by {_named(_written_pid(DVC_LOCK))}; other dvc commands wait for it"
         )
-    elif DVC_LOCK.exists() and dvc_config()["core"].get("hardlink_lock"):
-        # With core.hardlink_lock the file is the lock, for a year, and does not tell whose it is.
-        found = f"{DVC_LOCK}: held by a dvc command, or left by one that was killed; if none is running"
-        yield Finding("wrong", found, f"rm {DVC_LOCK}")
+        return
+    left = [str(lock) for lock in DVC_LOCKS if lock.exists()]
+    # With core.hardlink_lock the file is the lock, for a year, and does not tell whose it is. One that was made
+    # before that was set counts as well.
+    if left and dvc_config()["core"].get("hardlink_lock"):
+        found = f"{listed(left)}: held by a dvc command, or left by one that was killed; if none is running"
+        yield Finding("wrong", found, f"rm {' '.join(left)}")
 
 
 def _rwlock() -> Iterator[Finding]:
@@ -47,7 +51,7 @@ def _rwlock() -> Iterator[Finding]:
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError, AttributeError):
-        found = f"{RWLOCK}: cut short, as when dvc is killed while it writes it; dvc refuses to run"
+        found = f"{RWLOCK}: cut short, as when dvc is killed while it writes it; dvc repro refuses to run"
         yield Finding("wrong", found, f"rm {RWLOCK}")
         return
     for pid, command in holders.items():

@@ -39,25 +39,29 @@ def remote(offline: bool) -> Iterator[Finding]:
     if offline:
         raise NotLookedAt(f"{name}: not asked: --offline")
     recorded.stages()  # which may say that there is nothing to ask for
-    url = config["remote"][name]["url"]
-    gone = f"; {url} is not there, is it mounted?" if "://" not in url and not Path(url).exists() else ""
     try:
-        missing = _missing()
+        missing, present = _compared()
     except subprocess.TimeoutExpired:
         yield Finding("wrong", f"{name} gave no answer in {SECONDS:g} s", "dvc remote list")
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
         yield Finding("wrong", f"{name} cannot be asked: {lines[-1]}", "dvc status --cloud --verbose")
     else:
-        if missing:
-            yield Finding(
-                "wrong", f"{name} has not {len(missing)} outputs of dvc.lock: {listed(missing)}{gone}", "dvc push"
-            )
+        if missing and not present:
+            # DVC takes a folder that is not mounted, or a web server that is down, for an empty remote.
+            url = config["remote"][name]["url"]
+            place = url if "://" not in url else url.partition("://")[0]
+            found = f"{name} has no output of dvc.lock: can it be reached ({place}), was nothing pushed yet?"
+            yield Finding("wrong", found, "dvc push")
+        elif missing:
+            found = f"{len(missing)} outputs of dvc.lock are not in {name}: {listed(missing)}"
+            yield Finding("wrong", found, "dvc push")
         else:
             yield Finding("ok", f"{name} has every output of dvc.lock")
 
 
-def _missing() -> list[str]:
+def _compared() -> tuple[list[str], list[str]]:
+    """Return which outputs are missing in the remote, and which are not."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-m", "tools.doctoring.remote", folder],
@@ -67,12 +71,14 @@ def _missing() -> list[str]:
             timeout=SECONDS,
             check=True,
         )
-    missing: list[str] = json.loads(done.stdout.splitlines()[-1])
-    return missing
+    found = json.loads(done.stdout.splitlines()[-1])
+    return [path for path in found if found[path] == "missing"], [
+        path for path in found if found[path] != "missing"
+    ]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print the paths that are missing in the remote, as a JSON list."""
+    """Print what DVC says of each output, as JSON: deleted when the remote has it, as the cache here is empty."""
     from dvc.config import Config
     from dvc.repo import Repo
 
@@ -92,7 +98,7 @@ def main(arguments: Sequence[str]) -> None:
     config["core"]["no_scm"] = True
     config["cache"] = {"dir": str(folder / "cache")}
     found = Repo(str(folder), config=config).status(cloud=True)
-    print(json.dumps(sorted(path for path, state in found.items() if state == "missing")))
+    print(json.dumps(found, sort_keys=True))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 from tools.doctoring import recorded
 from tools.doctoring.finding import Finding, NotLookedAt, listed
 
-RESULTS = ("dvc.lock", "metrics/", "environment/", "docs/")
+RESULTS = ("dvc.lock", "metrics/", "environment/")  # what a run writes, of what git tracks
 UNMERGED = ("DD", "AU", "UD", "UA", "DU", "AA", "UU")  # of `git status --porcelain`
 
 
@@ -46,26 +46,28 @@ def git() -> Iterator[Finding]:
             remedy = f"git config --global --add safe.directory {shlex.quote(str(Path.cwd()))}"
         yield Finding("wrong", f"{said}; without git, dvc refuses to run", remedy)
         return
+    findings = list(_uncommitted())
+    if shallow:
+        found = "a shallow clone: dvc metrics diff and tools.compare reach no older commit"
+        findings.append(Finding("note", found, "git fetch --unshallow"))
+    yield from findings or [Finding("ok", "all that git tracks is committed")]
+
+
+def _uncommitted() -> Iterator[Finding]:
     entries = [(line[:2], line[3:]) for line in _git("status", "--porcelain").splitlines()]
     unmerged = [name for state, name in entries if state in UNMERGED]
-    changed = [name for state, name in entries if state not in UNMERGED and state != "??"]
+    changed = [name for state, name in entries if state not in (*UNMERGED, "??")]
     results = [name for name in changed if name.startswith(RESULTS)]
+    results += [name for state, name in entries if state == "??" and name == "dvc.lock"]
+    others = [name for name in changed if name not in results]
     if unmerged:
-        yield Finding(
-            "wrong", f"a merge is not done: {listed(unmerged)}; edit them, or give it up", "git merge --abort"
-        )
-    if "dvc.lock" not in results and ("??", "dvc.lock") in entries:
-        results.append("dvc.lock")
+        found = f"a merge is not done: {listed(unmerged)}; edit and add them, or give it up"
+        yield Finding("wrong", found, "git merge --abort")
     if results:
         found = f"the results of the last run are not committed: {listed(results)}"
         yield Finding("note", found, "git add dvc.lock metrics environment && git commit")
-    if others := [name for name in changed if name not in results]:
+    if others:
         yield Finding("note", f"changed and not committed: {listed(others)}", "git commit --all")
-    if shallow:
-        found = "a shallow clone: dvc metrics diff and tools.compare reach no older commit"
-        yield Finding("note", found, "git fetch --unshallow")
-    if not (unmerged or results or others or shallow):
-        yield Finding("ok", "all that git tracks is committed")
 
 
 def _git(*arguments: str) -> str:

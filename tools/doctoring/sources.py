@@ -108,14 +108,13 @@ def checkpoints() -> Iterator[Finding]:
             yield Finding(
                 "wrong", f"{path} is damaged; training would pass over it", f"rm {shlex.quote(str(path))}"
             )
-    latest = re.search(r"-(\d+)-(\d+)\.npz$", paths[-1].name)
-    if latest:
+    if latest := re.search(r"-(\d+)-(\d+)\.npz$", paths[-1].name):
         minutes = (time.time() - paths[-1].stat().st_mtime) / 60
-        yield Finding(
-            "note",
-            f"{paths[-1]}, {minutes:,.0f} min old: a run ended early after epoch {int(latest[1])}, step {int(latest[2])}; "
-            "the next dvc repro goes on from there, unless params, data or code have changed",
+        found = (
+            f"{paths[-1]}, {minutes:,.0f} min old: a run ended early after epoch {int(latest[1])}, step "
+            f"{int(latest[2])}; the next dvc repro goes on from there, unless params, data or code have changed"
         )
+        yield Finding("note", found)
 
 
 def _wanted() -> str:

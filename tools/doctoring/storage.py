@@ -86,7 +86,7 @@ def cache() -> Iterator[Finding]:
             "note", f"not yet: {folder} has none of the {len(recorded)} outputs of dvc.lock", "dvc repro"
         )
     elif absent:
-        found = f"{folder} has not {len(absent)} of the {len(recorded)} outputs of dvc.lock: {listed(absent)}"
+        found = f"{len(absent)} of the {len(recorded)} outputs of dvc.lock are not in {folder}: {listed(absent)}"
         yield Finding("note", found, "dvc repro")
     elif not damaged:
         size = megabytes(sum(output.size for output in recorded))
