@@ -17,7 +17,7 @@ from pathlib import Path
 from tools.doctoring import recorded
 from tools.doctoring.finding import Finding, NotLookedAt, listed
 
-SECONDS = 10.0  # for the remote to answer
+SECONDS = 15.0  # for the remote to answer, DVC to load included
 
 
 def remote(offline: bool) -> Iterator[Finding]:
@@ -42,10 +42,12 @@ def remote(offline: bool) -> Iterator[Finding]:
     try:
         missing, present = _compared()
     except subprocess.TimeoutExpired:
-        yield Finding("wrong", f"{name} gave no answer in {SECONDS:g} s", "dvc remote list")
+        yield Finding(
+            "wrong", f"{name} gave no answer in {SECONDS:g} s; to see why", "dvc status --cloud --verbose"
+        )
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
-        yield Finding("wrong", f"{name} cannot be asked: {lines[-1]}", "dvc status --cloud --verbose")
+        yield Finding("wrong", f"{name} cannot be asked: {lines[-1]}; to see more", "dvc status --cloud --verbose")
     else:
         if missing and not present:
             # DVC takes a folder that is not mounted, or a web server that is down, for an empty remote.
