@@ -237,6 +237,26 @@ def test_a_truncated_lock_is_wrong_once_and_git_mends_it(project: Project) -> No
     assert states(repository.lock) == ["ok"]
 
 
+def test_a_lock_that_was_cut_where_dvc_still_takes_it_is_a_note(project: Project) -> None:
+    lock = project.folder / "dvc.lock"
+    text = lock.read_text(encoding="utf-8")
+    lock.write_text(text[: text.index("    - path: models/model.keras")], encoding="utf-8")
+    (found,) = doctor.findings(repository.lock)
+    assert found.state == "note"
+    assert "models/model.keras" in found.found
+    lock.write_text("schema: '2.0'\nstages:\n  download:\n    cmd: python\n", encoding="utf-8")
+    assert states(storage.disk) == states(storage.cache) == ["note"]
+
+
+@pytest.mark.parametrize(
+    "end", ["  down", "  download:", "  download:\n    cmd: x\n    outs:\n    - path: data\n      md5: 7"]
+)
+def test_a_lock_that_was_cut_where_it_still_is_yaml_is_wrong(project: Project, end: str) -> None:
+    (project.folder / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{end}", encoding="utf-8")
+    assert "failed" in project.run("dvc", "status", check=False).stderr
+    assert "dvc.lock: cut short" in wrong(repository.lock).found
+
+
 def test_what_is_not_committed_is_a_note(project: Project) -> None:
     project.touch("stages/model.py")
     project.touch("dvc.lock")

@@ -57,11 +57,23 @@ def refuse_a_broken_lock(path: Path) -> None:
         content = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError:
         content = None
-    if not isinstance(content, dict) or not {"schema", "stages"} <= content.keys():
+    if not _is_whole(content):
         raise StageError(
             f"{path}: cut short, as when dvc is killed while it writes it; run: git checkout {path}, or rm {path} "
             "where no commit has it: what was made before is found in the cache"
         )
+
+
+def _is_whole(content: Any) -> bool:
+    """Whether the YAML of a dvc.lock is one that DVC takes: a file can be cut short where it still is YAML."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(content)
+    except Invalid:
+        return False
+    return "stages" in content  # which DVC does not insist on, but never leaves out
 
 
 if __name__ == "__main__":

@@ -37,12 +37,31 @@ def stages() -> dict[str, Any]:
 
 
 def outputs() -> list[Output]:
-    """Return every output that dvc.lock records; raises `NotLookedAt` as `stages` does."""
-    return [
+    """Return every output that dvc.lock records; raises `NotLookedAt` as `stages` does, and when there is none."""
+    found = [
         Output(name, Path(out["path"]), out["md5"], out["size"])
         for name, stage in stages().items()
         for out in stage.get("outs", [])
+        if {"md5", "size"} <= out.keys()
     ]
+    if not found:
+        raise NotLookedAt(f"not yet: {LOCK} records no output")
+    return found
+
+
+def unrecorded() -> list[str]:
+    """Return the outputs that dvc.yaml gives the stages in dvc.lock, and that dvc.lock does not record."""
+    import yaml
+
+    listed = yaml.safe_load(Path("dvc.yaml").read_bytes())["stages"]
+    there = {str(output.path) for output in outputs()}
+    named = [
+        out if isinstance(out, str) else next(iter(out))
+        for name in stages()
+        for kind in ("outs", "metrics", "plots")
+        for out in listed.get(name, {}).get(kind, [])
+    ]
+    return [path for path in named if path not in there]
 
 
 def dvc_config() -> dict[str, Any]:

@@ -27,7 +27,12 @@ def lock() -> Iterator[Finding]:
 
     refuse_a_broken_lock(recorded.LOCK)
     stages = recorded.stages()
-    yield Finding("ok", f"{recorded.LOCK}: whole, with {len(stages)} stages: {', '.join(stages)}")
+    if unrecorded := recorded.unrecorded():
+        # DVC takes a file that was cut short at a fitting place for one of fewer stages or outputs.
+        found = f"{recorded.LOCK} does not record {listed(unrecorded)}: cut short, or dvc.yaml has changed since"
+        yield Finding("note", found, "dvc repro")
+    else:
+        yield Finding("ok", f"{recorded.LOCK}: whole, with {len(stages)} stages: {', '.join(stages)}")
 
 
 def git() -> Iterator[Finding]:
