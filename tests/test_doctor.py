@@ -26,7 +26,7 @@ from stages.fetch import Patience, fetch
 from tests.project import ROOT, Project, make_project
 from tests.servers import Answer, Server, refusing_url
 from tools import doctor
-from tools.doctoring import environment, processes, remote, repository, sources, storage
+from tools.doctoring import environment, processes, remote, repository, sources, storage, unfinished
 from tools.doctoring.finding import Finding
 
 PATIENCE = 120  # seconds for a process to get where a test wants it
@@ -230,6 +230,7 @@ def test_a_truncated_lock_is_wrong_once_and_git_mends_it(project: Project) -> No
     lock = project.folder / "dvc.lock"
     lock.write_bytes(lock.read_bytes()[:200])
     assert "dvc.lock: cut short" in wrong(repository.lock).found
+    assert states(repository.git) == ["ok"]  # and does not say to commit it
     assert states(storage.cache) == states(storage.disk) == states(lambda: remote.remote(False)) == ["note"]
     command = "git checkout dvc.lock"
     assert command in wrong(repository.lock).found
@@ -248,9 +249,7 @@ def test_a_lock_that_was_cut_where_dvc_still_takes_it_is_a_note(project: Project
     assert states(storage.disk) == states(storage.cache) == ["note"]
 
 
-@pytest.mark.parametrize(
-    "end", ["  down", "  download:", "  download:\n    cmd: x\n    outs:\n    - path: data\n      md5: 7"]
-)
+@pytest.mark.parametrize("end", ["  download:", "  download:\n    cmd: x\n    outs:\n    - path: x\n      md5: 7"])
 def test_a_lock_that_was_cut_where_it_still_is_yaml_is_wrong(project: Project, end: str) -> None:
     (project.folder / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{end}", encoding="utf-8")
     assert "failed" in project.run("dvc", "status", check=False).stderr
@@ -259,7 +258,7 @@ def test_a_lock_that_was_cut_where_it_still_is_yaml_is_wrong(project: Project, e
 
 def test_what_is_not_committed_is_a_note(project: Project) -> None:
     project.touch("stages/model.py")
-    project.touch("dvc.lock")
+    edit(project.folder / "dvc.lock", "epochs: 1", "epochs: 2")
     results, others = doctor.findings(repository.git)
     assert results.found == "the results of the last run are not committed: dvc.lock"
     assert others.found == "changed and not committed: stages/model.py"
@@ -410,16 +409,16 @@ def test_a_checkpoint_tells_where_the_next_run_goes_on_and_a_damaged_one_is_wron
 ) -> None:
     project = enter(orphaned[0].copy(tmp_path / "project"), monkeypatch)
     before, last = sorted((project.folder / "checkpoints").glob("*.npz"))
-    (found,) = doctor.findings(sources.checkpoints)
+    (found,) = doctor.findings(unfinished.checkpoints)
     epoch, step = map(int, last.stem.split("-")[1:])
     assert found.state == "note"
     assert found.found.startswith(f"checkpoints/{last.name}, 0 min old")
     assert f"after epoch {epoch}, step {step}; the next dvc repro goes on from there" in found.found
     os.truncate(last, last.stat().st_size - 1)
-    damaged = wrong(sources.checkpoints)
+    damaged = wrong(unfinished.checkpoints)
     assert damaged.found.startswith(f"checkpoints/{last.name} is damaged")
     mend(damaged)
-    (found,) = doctor.findings(sources.checkpoints)
+    (found,) = doctor.findings(unfinished.checkpoints)
     assert before.name in found.found
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from stages import failure
 from stages.failure import StageError
-from tools.doctoring import environment, processes, remote, repository, sources, storage
+from tools.doctoring import environment, processes, remote, repository, sources, storage, unfinished
 from tools.doctoring.finding import Finding, NotLookedAt
 
 Look = Callable[[], Iterator[Finding]]
@@ -55,7 +55,7 @@ def looks(offline: bool) -> dict[str, Look]:
         "dvc.lock": repository.lock,
         "dvc locks": processes.dvc_locks,
         "stages": processes.running_stages,
-        "checkpoints": sources.checkpoints,
+        "checkpoints": unfinished.checkpoints,
         "disk": storage.disk,
         "cache": storage.cache,
         "download": sources.download,

@@ -64,7 +64,9 @@ def _uncommitted() -> Iterator[Finding]:
     changed = [name for state, name in entries if state not in (*UNMERGED, "??")]
     results = [name for name in changed if name.startswith(RESULTS)]
     results += [name for state, name in entries if state == "??" and name == "dvc.lock"]
-    others = [name for name in changed if name not in results]
+    if "dvc.lock" in results and not _has_lock():
+        results.remove("dvc.lock")
+    others = [name for name in changed if name not in (*results, "dvc.lock")]
     if unmerged:
         found = f"a merge is not done: {listed(unmerged)}; edit and add them, or give it up"
         yield Finding("wrong", found, "git merge --abort")
@@ -73,6 +75,15 @@ def _uncommitted() -> Iterator[Finding]:
         yield Finding("note", found, "git add dvc.lock metrics environment && git commit")
     if others:
         yield Finding("note", f"changed and not committed: {listed(others)}", "git commit --all")
+
+
+def _has_lock() -> bool:
+    """Whether dvc.lock is one to commit; what is wrong with it otherwise is told by its own look."""
+    try:
+        recorded.stages()
+    except NotLookedAt:
+        return False
+    return True
 
 
 def _git(*arguments: str) -> str:

@@ -1,7 +1,6 @@
-"""What is on its way: the archive in the user's cache, the places that have it, checkpoints of unfinished runs."""
+"""The dataset's archive: how much of it the user's cache has, and which places have it."""
 
 import hashlib
-import re
 import shlex
 import threading
 import time
@@ -15,7 +14,6 @@ from tools.doctoring import recorded
 from tools.doctoring.finding import Finding, NotLookedAt, listed, megabytes
 from tools.doctoring.processes import is_held
 
-CHECKPOINTS = Path("checkpoints")
 CONNECT, SILENCE = 3.0, 4.0  # seconds that a mirror has to be reached and to answer
 SECONDS = 8.0  # for all of them, as finding the address of a host has no limit of its own
 
@@ -91,30 +89,6 @@ def mirrors(offline: bool) -> Iterator[Finding]:
             yield Finding("note", f"none has it, though what dvc.lock records of download is here: {reasons}")
         else:
             yield Finding("wrong", f"none has the archive that download needs: {reasons}", remedy)
-
-
-def checkpoints() -> Iterator[Finding]:
-    """Tell from where a run that was not finished goes on."""
-    from stages.checkpoints import DIGEST_SIZE
-
-    # Several runs may have left some; within one the names sort by epoch and step.
-    paths = sorted(CHECKPOINTS.glob("*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
-    if not paths:
-        yield Finding("ok", f"none in {CHECKPOINTS}/: no training was left unfinished")
-        return
-    for path in paths:
-        content = path.read_bytes()
-        if hashlib.sha256(content[:-DIGEST_SIZE]).digest() != content[-DIGEST_SIZE:]:
-            yield Finding(
-                "wrong", f"{path} is damaged; training would pass over it", f"rm {shlex.quote(str(path))}"
-            )
-    if latest := re.search(r"-(\d+)-(\d+)\.npz$", paths[-1].name):
-        minutes = (time.time() - paths[-1].stat().st_mtime) / 60
-        found = (
-            f"{paths[-1]}, {minutes:,.0f} min old: a run ended early after epoch {int(latest[1])}, step "
-            f"{int(latest[2])}; the next dvc repro goes on from there, unless params, data or code have changed"
-        )
-        yield Finding("note", found)
 
 
 def _wanted() -> str:
