@@ -32,9 +32,13 @@ CLASSES: dict[str, type[Section]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load every section; the first mistake is the error."""
-    path = Path(arguments[0]) if arguments else Path("params.yaml")
-    _refuse_a_broken_lock(Path("dvc.lock"))
+    """Check both files; the first mistake is the error."""
+    refuse_a_broken_lock(Path("dvc.lock"))
+    check_params(Path(arguments[0]) if arguments else Path("params.yaml"))
+
+
+def check_params(path: Path) -> None:
+    """Load every section; raises `StageError` for the first mistake."""
     sections: dict[str, Any] = {section: load(path, section, model) for section, model in CLASSES.items()}
     _refuse_what_dvc_cannot_watch(path, Path(sections["dataset"].folder.path))
 
@@ -52,19 +56,34 @@ def _refuse_what_dvc_cannot_watch(params: Path, pictures: Path) -> None:
             )
 
 
-def _refuse_a_broken_lock(path: Path) -> None:
-    """DVC writes this file in place, and its own message does not say what to do when it was killed meanwhile."""
+def refuse_a_broken_lock(path: Path) -> None:
+    """Raise `StageError` when dvc.lock is there and cut short.
+
+    DVC writes it in place, and its own message does not say what to do when it was killed meanwhile.
+    """
     if not path.exists():
         return
     try:
         content = yaml.safe_load(path.read_bytes())
     except yaml.YAMLError:
         content = None
-    if not isinstance(content, dict) or not {"schema", "stages"} <= content.keys():
+    if not _is_whole(content):
         raise StageError(
             f"{path}: cut short, as when dvc is killed while it writes it; run: git checkout {path}, or rm {path} "
             "where no commit has it: what was made before is found in the cache"
         )
+
+
+def _is_whole(content: Any) -> bool:
+    """Whether the YAML of a dvc.lock is one that DVC takes: a file can be cut short where it still is YAML."""
+    from dvc.schema import COMPILED_LOCKFILE_SCHEMA
+    from voluptuous import Invalid
+
+    try:
+        COMPILED_LOCKFILE_SCHEMA(content)
+    except Invalid:
+        return False
+    return "stages" in content  # which DVC does not insist on, but never leaves out
 
 
 if __name__ == "__main__":
