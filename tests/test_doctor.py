@@ -37,20 +37,16 @@ NAMES = list(doctor.looks(offline=True))
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A checkout with its tools after a run, committed and pushed to a remote: nothing is wrong with it.
-
-    Without evaluate, whose outputs are like those of the others and take as long as the three together.
-    """
-    project = make_project(tmp_path_factory.mktemp("finished") / "project", tmp_path_factory.mktemp("home"))
+def finished(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A checkout with its tools after a run, committed and pushed to a remote: nothing is wrong with it."""
+    project = first_run.copy(tmp_path_factory.mktemp("finished") / "project")
     shutil.copytree(ROOT / "tools", project.folder / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("requirements.txt", "pyproject.toml", ".gitignore"):
         shutil.copy2(ROOT / name, project.folder)
     edit(project.folder / ".dvc/config", r"\[core\]", "[core]\n    remote = team")
     with (project.folder / ".dvc/config").open("a", encoding="utf-8") as config:
         config.write(f"['remote \"team\"']\n    url = {tmp_path_factory.mktemp('remote')}\n")
-    project.repro("train")
-    project.commit("The first run")
+    project.commit("A remote")
     project.run("dvc", "push")
     return project
 
