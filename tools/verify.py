@@ -27,8 +27,8 @@ from stages import failure
 from stages.failure import StageError
 from stages.outputs import require_space
 from stages.params import read
-from tools.compare import table
 from tools.demo import CHOICES, choose
+from tools.tables import table
 from tools.verification import machine
 from tools.verification.claims import Claim, claim_of_demo, claim_of_lock, remarks
 from tools.verification.judgement import Result, Row, judge, load_rules, worst

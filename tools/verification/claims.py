@@ -1,9 +1,10 @@
 """What a revision says that it makes: the hashes in its dvc.lock, or those of the demo in tools/demo.json."""
 
+import functools
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,14 @@ class Claim:
     """What a rebuild is held to: hashes, the files of them that are at hand, and the machine that made them.
 
     name: as in sentences. committed: the folder of the files that were in git. tracked: the outputs that git, and
-    not DVC's cache, keeps. caches: folders of DVC's that may hold others, by their hash. environment: by stage.
+    not DVC's cache, keeps. checkout: the one whose DVC cache may hold others. environment: by stage.
     """
 
     name: str
     outputs: Mapping[str, Output]
     committed: Path
     tracked: frozenset[str] = frozenset()
-    caches: Sequence[Path] = ()
+    checkout: Path | None = None
     environment: Environments = field(default_factory=dict)
 
     def file(self, path: str) -> Path | None:
@@ -37,7 +38,8 @@ class Claim:
         md5 = self.outputs[path].md5
         if md5 is None:
             return None
-        places = [self.committed / path, *(cache / md5[:2] / md5[2:] for cache in self.caches)]
+        caches = _caches(self.checkout) if self.checkout else ()
+        places = [self.committed / path, *(cache / md5[:2] / md5[2:] for cache in caches)]
         # A cache's bytes may have changed since: what is shown here must be what the hash names.
         return next((place for place in places if place.is_file() and digest(place) == md5), None)
 
@@ -49,7 +51,7 @@ def claim_of_lock(lock: Lock, folder: Path, kept: Path) -> Claim:
         outputs=lock.outputs(),
         committed=kept,
         tracked=_tracked(folder) & lock.outputs().keys(),
-        caches=_caches(Path.cwd()),
+        checkout=Path.cwd(),
         environment=read_environments(folder),
     )
 
@@ -63,7 +65,7 @@ def claim_of_demo(folder: Path, commit: str, nowhere: Path) -> Claim:
         raise StageError(
             f"{DEMO} of {commit[:10]}: cannot be read ({error}); make it: python -m tools.demo --record"
         ) from None
-    return Claim(f"its {DEMO}", outputs, nowhere, caches=_caches(Path.cwd()))
+    return Claim(f"its {DEMO}", outputs, nowhere, checkout=Path.cwd())
 
 
 def remarks(lock: Lock, values: Mapping[str, Any], environment: Environments) -> list[str]:
@@ -96,6 +98,7 @@ def _tracked(folder: Path) -> frozenset[str]:
     )
 
 
+@functools.cache  # DVC takes a second to start
 def _caches(checkout: Path) -> list[Path]:
     """Return where DVC keeps the files of earlier runs here, of the checkout and of its demo."""
     told = subprocess.run(

@@ -97,7 +97,7 @@ def _judge(
         old = claim.file(path)
         rule = _find(rules or {}, path)
         if rule is None:
-            return "differs", describe(path, old, new) if old else _hashes(expected, found)
+            return "differs", _described(path, old, new) if old else _hashes(expected, found)
         if rule == "any":
             return "differs as expected", "not judged; its stage's metrics are"
         if old is None:
@@ -105,6 +105,13 @@ def _judge(
         return _within(changed_figures(path, old, new), rule)
     except StageError as error:
         return "could not be compared", str(error)
+
+
+def _described(path: str, old: Path, new: Path) -> str:
+    try:
+        return describe(path, old, new)
+    except StageError as error:
+        return str(error)  # the hashes tell that it differs, whether or not it can be told in what
 
 
 def _contradicted(claim: Claim, path: str, committed: Path, new: Path) -> tuple[Result, str]:
