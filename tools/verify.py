@@ -127,7 +127,7 @@ def summarize(
     """Return the report of the rows: the deciding result, its sentence, and likely reasons of a difference."""
     result = worst(row.result for row in rows)
     reasons: list[str] = []
-    if result != "identical":
+    if result not in ("identical", "could not be compared"):
         reasons = [
             *machine.differences(claim.environment, here).values(),
             *(note for note in notes if NAME in note),
