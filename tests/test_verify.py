@@ -279,6 +279,14 @@ def test_what_cannot_be_decided_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_a_disk_that_is_too_small_is_told_before_the_work(
+    project: Project, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project.folder)
+    with pytest.raises(StageError, match=r"MB are needed and 0 MB are free|^git .* failed in .*No space left"):
+        verify.main(["--folder", str(small_disk / "kept")])
+
+
 # --- Byte for byte: the rebuild held to claims that were tampered with
 
 

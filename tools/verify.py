@@ -45,6 +45,7 @@ CODES: Mapping[Result, int] = {
     "could not be compared": 2,
 }
 UNDECIDED = 2
+BESIDES = 100_000_000  # bytes for code, logs and DVC's databases; with none left for those, DVC waits forever
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def verify(options: argparse.Namespace) -> Report:
             notes += remarks(old, values, claim.environment)
             _refuse_another_dataset(options.dataset, choices.get("dataset.name"))
         # Each output stands in the folder and in its DVC cache.
-        size = 2 * sum(output.size for output in claim.outputs.values())
+        size = BESIDES + 2 * sum(output.size for output in claim.outputs.values())
         require_space(place, size * (2 if options.twice else 1))
         made_before = [NAME, "environment", *claim.outputs]
         set_aside(made_before, folder, kept)
