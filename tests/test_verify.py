@@ -279,11 +279,17 @@ def test_what_cannot_be_decided_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def test_outside_a_checkout_git_s_own_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(StageError, match=r"git rev-parse failed \(fatal: not a git repository"):
+        verify.main([])
+
+
 def test_a_disk_that_is_too_small_is_told_before_the_work(
     project: Project, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project.folder)
-    with pytest.raises(StageError, match=r"MB are needed and 0 MB are free|^git .* failed in .*No space left"):
+    with pytest.raises(StageError, match=r"MB are needed and 0 MB are free|git clone failed .*No space left"):
         verify.main(["--folder", str(small_disk / "kept")])
 
 

@@ -39,6 +39,7 @@ def workplace(named: Path | None) -> Iterator[Path]:
 
 def find_commit(revision: str) -> str:
     """Return the commit's hash; `StageError` when `revision` names none of the repository at hand."""
+    _git(Path.cwd(), "rev-parse", "--git-dir")  # outside a checkout, git says so
     if not revision:  # in CI, a variable that nobody set
         raise StageError("the revision is empty; name a commit, a tag or a branch")
     found = _git(
@@ -139,5 +140,5 @@ def _git(folder: Path, *arguments: str, check: bool = True) -> str:
         raise StageError("git is not installed or not in PATH; install it") from None
     if check and done.returncode:
         reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
-        raise StageError(f"git {arguments[0]} failed in {folder}: {reason}; run in a git checkout of the project")
+        raise StageError(f"{folder}: git {arguments[0]} failed ({reason}); correct that, then run again")
     return done.stdout.strip()
