@@ -158,8 +158,8 @@ def paragraphs(report: Report, markdown: bool) -> Iterator[str]:
         yield _list("What differs:", [f"{row.path}: {row.detail}" for row in told], markdown)
     if report.reasons:
         yield _list("Likely reasons:", report.reasons, markdown)
-    if report.notes:
-        yield _list("Of note:", report.notes, markdown)
+    if notes := [note for note in report.notes if note not in report.reasons]:
+        yield _list("Of note:", notes, markdown)
     mode = {"exact": "Exact", "tolerance": "With tolerances"}[report.mode]
     yield f"{report.commit[:10]}, held to {report.against}. {mode}: {report.why}."
     yield f"**{report.sentence}**" if markdown else report.sentence

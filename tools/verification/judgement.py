@@ -161,9 +161,11 @@ def _hold(change: Change, rule: Rule | None) -> tuple[Result, str]:
 
 
 def _excuse_only_beside_figures(rows: Sequence[Row], rules: Rules | None) -> list[Row]:
-    """Bytes that may differ are excused only where a figure of the same stage was judged and holds."""
+    """Bytes that may differ are excused only where figures of the same stage were judged, well or not."""
     judged = {
-        row.stage for row in rows if row.result in ("identical", "within tolerance") and _judges(rules, row.path)
+        row.stage
+        for row in rows
+        if row.result in ("identical", "within tolerance", "differs") and _judges(rules, row.path)
     }
     return [
         Row(row.stage, row.path, "could not be compared", f"not judged, and no metric of {row.stage} was either")
