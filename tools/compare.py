@@ -26,11 +26,10 @@ from tools import gate
 from tools.gate import Pair, Ruling
 from tools.paired import Judged, intervals, mcnemar
 from tools.runs import PREDICTIONS, WORKSPACE, Run, read_run
+from tools.tables import Row, table
 
 LEVEL = 0.05
 SHOWN = 10  # images that the tables show of those lost, and of those gained
-
-Row = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -125,16 +124,6 @@ def report(comparison: Comparison, markdown: bool) -> Iterator[str]:
     if comparison.gate:
         rows = [(ruling.metric, ruling.limit, ruling.found, ruling.result) for ruling in comparison.gate]
         yield table(("gate", "limit", "found", "result"), rows, markdown)
-
-
-def table(header: Row, rows: Sequence[Row], markdown: bool) -> str:
-    """Return the cells in columns, or as a table in GitHub's Markdown."""
-    if markdown:
-        cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, ("---",) * len(header), *rows)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in cells)
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    lines = (zip(row, widths, strict=True) for row in (header, *rows))
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in lines)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

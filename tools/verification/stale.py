@@ -1,0 +1,107 @@
+"""Is dvc.lock still that of the code and params at hand? Told without data and without running anything.
+
+`dvc status` exits with 0 whatever it finds, says of absent data that it changed, and of a changed param only its
+section. So its JSON is read here, and what it cannot say is taken from the lock.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from stages.failure import StageError
+from stages.params import read
+from tools.verification.lock import NAME, PARAMS, Lock, Stage, contradictions, differing_params, leaves, read_lock
+
+Finding = tuple[str, str]  # the stage, and in words what makes it stale
+
+
+def stale(folder: Path, choices: Mapping[str, Any]) -> list[Finding]:
+    """Return what `dvc repro` would run again in the checkout `folder`, if it had the data.
+
+    `choices` stand for those of params.yaml, by dotted key, as after `dvc exp run -S`. Raises `StageError` when
+    that cannot be told: without a sound lock, or with pictures that `dvc add` tracks and that are not there.
+    """
+    lock = read_lock(folder / NAME)
+    values = leaves(read(folder / PARAMS))
+    for key in choices:
+        if key not in values:
+            raise StageError(f"-S {key}: no key of {PARAMS}; write it as there, with its sections: train.epochs")
+    values |= choices
+    findings = [
+        (name, words)
+        for name, stage in lock.stages.items()
+        for words in differing_params(stage.params.get(PARAMS, {}), values)
+    ]
+    for name, entries in _status(folder).items():
+        findings += ((name, words) for words in _changes(folder, lock, name, entries))
+    findings += contradictions(lock)
+    order = list(lock.stages)
+    return sorted(
+        dict.fromkeys(findings), key=lambda found: order.index(found[0]) if found[0] in order else len(order)
+    )
+
+
+def _status(folder: Path) -> dict[str, list[Any]]:
+    command = [sys.executable, "-m", "dvc", "status", "--json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    try:
+        if done.returncode == 0:
+            return dict(json.loads(done.stdout))
+        reason = done.stderr.strip().partition("\n")[0] or f"exit code {done.returncode}"
+    except ValueError:
+        reason = "it printed no JSON"
+    raise StageError(f"dvc status cannot tell: {reason}; correct that, then run again")
+
+
+def _changes(folder: Path, lock: Lock, name: str, entries: list[Any]) -> Iterator[str]:
+    """Yield in words what DVC says of one stage, absent data left out."""
+    stage = lock.stages.get(name)
+    if stage is None:
+        yield f"{NAME} has no stage {name}"
+        return
+    for entry in entries:
+        if not isinstance(entry, dict):  # "changed command" or "always changed"
+            yield str(entry)
+            continue
+        for path, state in entry.get("changed deps", {}).items():
+            yield from (
+                _params(stage, path, state) if isinstance(state, dict) else _dep(folder, lock, name, path, state)
+            )
+        for path, state in entry.get("changed outs", {}).items():
+            if path not in {out.path for out in stage.outs}:
+                yield f"{path}: an output of {name}, but not in {NAME}"
+            elif state not in ("not in cache", "deleted"):
+                yield f"{path}: not the bytes that {NAME} names"
+
+
+def _params(stage: Stage, file: str, keys: Mapping[str, str]) -> Iterator[str]:
+    for key, state in keys.items():
+        # The values of params.yaml that both have were compared before, with the choices in force.
+        if file != PARAMS or key not in stage.params.get(file, {}):
+            yield f"{key} of {file}: {state} since {NAME} was written"
+
+
+def _dep(folder: Path, lock: Lock, name: str, path: str, state: str) -> Iterator[str]:
+    known = path in {dep.path for dep in lock.stages[name].deps}
+    if path in lock.outputs():
+        if not known:
+            yield f"{path}: a dep of {name}, but not in {NAME}"
+        return  # data: absent, or judged where it is made
+    if absent := _not_pulled(folder, path):
+        raise StageError(f"{absent}: not here, so whether it changed cannot be told; run: dvc pull {absent}")
+    if not known:
+        yield f"{path}: a dep of {name}, but not in {NAME}"
+    elif state == "deleted":
+        yield f"{path}: no such file, but {NAME} names it"
+    else:
+        yield f"{path}: changed since {NAME} was written"
+
+
+def _not_pulled(folder: Path, path: str) -> str | None:
+    """Return what `dvc add` tracks at `path` or below it, and is not there."""
+    tracking = [folder / f"{path}.dvc", *(folder / path).rglob("*.dvc")]
+    missing = (file.with_suffix("") for file in tracking if file.is_file() and not file.with_suffix("").exists())
+    return next((str(target.relative_to(folder)) for target in missing), None)
