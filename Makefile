@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro report plots figures test faults bench lint lock clean
+.PHONY: help setup demo repro verify doctor report plots figures test faults bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
@@ -28,6 +28,12 @@ repro: setup ## the pipeline on CIFAR-10; reruns what changed
 	$(BIN)/python -m tools.check
 	$(BIN)/dvc repro
 	$(BIN)/python -m tools.metrics
+
+verify: setup ## rebuild the last commit's demo from nothing and hold it to its committed hashes
+	$(BIN)/python -m tools.verify --dataset digits
+
+doctor: setup ## what is wrong with this checkout, and the command that mends it
+	$(BIN)/python -m tools.doctor
 
 report: setup ## one page of the last run, to open from a file: report/index.html
 	$(BIN)/python -m tools.report

@@ -23,7 +23,7 @@ from filelock import FileLock
 from stages.datasets.cifar10 import ARCHIVE, OFFICIAL
 from stages.failure import StageError
 from stages.fetch import Patience, fetch
-from tests.project import ROOT, Project, make_project
+from tests.project import ROOT, Project
 from tests.servers import Answer, Server, refusing_url
 from tools import doctor
 from tools.doctoring import environment, processes, remote, repository, sources, storage, unfinished
