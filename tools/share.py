@@ -21,18 +21,22 @@ def main(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     try:
         with Repo() as repo:
-            pushed = repo.push(remote=options.remote, run_cache=True)
+            pushed = repo.push(remote=options.remote)  # first, as it stops where the remote cannot be reached
             with lock_repo(repo):
                 pushed += push_outputs(repo, options.remote)
     except DvcException as error:
-        raise StageError(f"{error}; what arrived is kept there: mend that and run again") from None
+        raise StageError(f"{error}; mend that and run again: what arrived before is kept") from None
+    except OSError as error:
+        raise StageError(
+            f"the remote cannot be used: {error}; mend that (see: dvc remote list), then run again"
+        ) from None
     print(f"share: {pushed} files pushed")
 
 
 def push_outputs(repo: Repo, remote: str | None) -> int:
     """Push what the runs of the run cache made, as far as the cache still has it; return the number of files."""
     runs = repo.stage_cache.push(remote)
-    pushed = 0
+    pushed = len(runs)
     for store, objects in repo.stage_cache.get_used_objs(runs).items():
         kept = {each for each in objects if repo.cache.local.exists(each.value)}  # `dvc gc` took the others
         result = repo.cloud.push(kept, remote=remote, odb=store)
