@@ -1,5 +1,5 @@
-"""Faults of disk, cache and checkpoints, and two at once, through `dvc repro`: one clear line, and then the bytes of
-a run that nothing disturbed. Kills are in test_kills.py.
+"""Faults of disk, cache and checkpoints, and two at once, through `dvc repro`: a clear line, and in the end the
+bytes of a run that nothing disturbed. Kills are in test_kills.py.
 
 The projects live in a folder with a space and Japanese letters in its name.
 """
@@ -162,15 +162,17 @@ def test_a_damaged_checkpoint_costs_time_and_changes_no_byte(prepared: Project, 
 
 
 def test_a_damaged_object_in_the_cache_is_caught_and_the_command_in_the_message_mends_it(
-    prepared: Project, undisturbed: Project
+    undisturbed: Project, tmp_path: Path
 ) -> None:
-    path = prepared.folder / "data/processed/train.npz"
-    damage(cached(prepared, path))
+    project = undisturbed.copy(tmp_path / NAME)
+    path = project.folder / "data/raw/train.npz"
+    damage(cached(project, path))
     path.unlink()
-    said = told(prepared.run("dvc", "repro", check=False), "train")
-    prepared.run("bash", "-c", said.partition("what is wrong: ")[2])
-    same(prepared, undisturbed)
-    assert prepared.repro() == []
+    forget(project, "data/processed/train.npz")
+    said = told(project.run("dvc", "repro", check=False), "preprocess")
+    project.run("bash", "-c", said.partition("what is wrong: ")[2])
+    same(project, undisturbed)
+    assert project.repro() == []
 
 
 @contextmanager

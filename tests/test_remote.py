@@ -74,7 +74,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def first(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Who ran the pipeline: on the branch `result` the run is committed, on main nothing has run; all is shared."""
+    """Who ran the pipeline: on the branch `result` the run is committed, on main nothing has run; all shared."""
     folder = tmp_path_factory.mktemp("first")
     project = make_project(folder / "project", folder / "home")
     project.run("dvc", "remote", "add", "--default", "team", f"ssh://127.0.0.1:{server.port}{server.store}")

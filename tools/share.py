@@ -1,8 +1,8 @@
 """Push the last run to the DVC remote, and every run that the run cache knows, whole: `python -m tools.share`.
 
-`dvc push --run-cache` of DVC 3.67 sends the list of runs and the outputs that dvc.lock names now. The outputs of the
-other runs stay behind, and so do all metrics, which git has and DVC keeps for the run cache alone; a colleague's
-`dvc repro --pull` then finds the run, misses its metrics, and trains again.
+`dvc push --run-cache` of DVC 3.67 sends the list of runs and the outputs that dvc.lock names now. The outputs of
+the other runs stay behind, and so do all metrics, which git has and DVC keeps for the run cache alone; a
+colleague's `dvc repro --pull` then finds the run, misses its metrics, and trains again.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
             with lock_repo(repo):
                 pushed += push_outputs(repo, options.remote)
     except DvcException as error:
-        raise StageError(f"{error}; mend that and run again: what arrived before is kept") from None
+        raise StageError(f"{error}; mend that, then run again") from None
     except OSError as error:
         raise StageError(
             f"the remote cannot be used: {error}; mend that (see: dvc remote list), then run again"
