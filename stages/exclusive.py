@@ -28,6 +28,9 @@ def exclusive(folder: Path) -> Iterator[None]:
                 f"it, or stop it: kill {holder}"
             ) from None
         file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        try:
+            os.write(file.fileno(), str(os.getpid()).encode())
+        except OSError as error:
+            error.filename = file.name  # a write to a full disk fails without saying which
+            raise
         yield

@@ -71,8 +71,9 @@ def require_space(folder: Path, size: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < size:
+        needed = -(-size // 10**6)
         raise StageError(
-            f"{folder}: {size / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free; make room and run again"
+            f"{folder}: {needed:,} MB are needed and {free // 10**6:,} MB are free; make room and run again"
         )
 
 

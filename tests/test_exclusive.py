@@ -89,3 +89,11 @@ def test_another_name_of_the_same_folder_is_not_free(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "folder")
     with holder(tmp_path / "folder"), pytest.raises(StageError), exclusive(tmp_path / "link"):
         pass
+
+
+def test_a_disk_that_is_full_to_the_last_byte_is_named(small_disk: Path) -> None:
+    with pytest.raises(OSError, match="No space"), (small_disk / "filler").open("wb", buffering=0) as filler:
+        while filler.write(bytes(4096)):
+            pass
+    with pytest.raises(OSError, match=rf"No space left on device: '{small_disk}/\.lock'$"), exclusive(small_disk):
+        pass

@@ -30,6 +30,8 @@ OUTPUTS = (
 )
 NAME = "日本語 の フォルダ"
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Project:

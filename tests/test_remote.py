@@ -36,6 +36,8 @@ PermitRootLogin yes
 LARGE = 50_000_000  # bytes: a push of it takes long enough to be cut
 STAGES = ["download", "preprocess", "train", "evaluate"]
 
+pytestmark = pytest.mark.slow
+
 
 @dataclass(frozen=True)
 class Server:
