@@ -43,11 +43,12 @@ def parse(content: bytes, where: str) -> dict[str, Any]:
     return metrics
 
 
-def flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the metrics under dotted names, as `flip.accuracy`."""
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values that are no sections under dotted names, as `flip.accuracy`; lists are values."""
     found: dict[str, Any] = {}
-    for name, value in metrics.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    for name, value in values.items():
+        section = isinstance(value, Mapping) and value
+        found |= flat(value, f"{prefix}{name}.") if section else {f"{prefix}{name}": value}
     return found
 
 

@@ -28,11 +28,12 @@ from stages.failure import StageError
 from stages.outputs import require_space
 from stages.params import read
 from tools.demo import CHOICES, choose
+from tools.metrics import flat
 from tools.tables import table
 from tools.verification import machine
 from tools.verification.claims import Claim, claim_of_demo, claim_of_lock, remarks
 from tools.verification.judgement import Result, Row, judge, load_rules, worst
-from tools.verification.lock import NAME, PARAMS, changed_inputs, leaves, read_lock
+from tools.verification.lock import NAME, PARAMS, changed_inputs, read_lock
 from tools.verification.machine import Environments, read_environments
 from tools.verification.rebuild import clean, clone, find_commit, rebuild, say, set_aside, workplace
 from tools.verification.stale import stale
@@ -94,7 +95,7 @@ def verify(options: argparse.Namespace) -> Report:
             claim = claim_of_demo(folder, commit, place / "none")
         else:
             old = read_lock(folder / NAME, f" of {commit[:10]}")
-            values = leaves(read(folder / PARAMS))
+            values = flat(read(folder / PARAMS))
             # A key that the revision's params.yaml lacks is one that its code does not know.
             choices = {key: value for key, value in old.params().items() if key in values}
             claim = claim_of_lock(old, folder, kept)

@@ -20,7 +20,7 @@ from stages import evaluate, params
 from stages.failure import StageError
 from stages.records import Source, Statistics, read_record, read_split
 from stages.splits import Split
-from tools.metrics import parse
+from tools.metrics import flat, parse
 
 T = TypeVar("T")
 
@@ -136,16 +136,10 @@ def first_filters(archive: bytes) -> NDArray[np.float32] | None:
         return None if weights is None else weights[()]
 
 
-def differing(used: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differing(used: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the dotted keys whose values are not the same in both, in alphabetical order."""
-    keys: list[str] = []
-    for key in sorted(used.keys() | now.keys()):
-        ours, theirs = used.get(key), now.get(key)
-        if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
-            keys += differing(ours, theirs, f"{prefix}{key}.")
-        elif ours != theirs:
-            keys.append(prefix + key)
-    return keys
+    ours, theirs = flat(used), flat(now)
+    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
 
 
 def _read(path: Path, reader: Callable[[Path], T]) -> T:

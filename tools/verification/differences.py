@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.failure import StageError
-from tools.verification.lock import leaves
+from tools.metrics import flat
 
 CHUNK = 1 << 22  # array elements compared at a time, so that two large arrays need no third and fourth
 NAMED = 3  # differences that a sentence names; it counts the rest
@@ -56,7 +56,7 @@ def changed_figures(path: str, old: Path, new: Path) -> list[Change]:
 
 
 def _in_json(old: Path, new: Path) -> list[Change]:
-    a, b = (leaves(json.loads(path.read_bytes())) for path in (old, new))
+    a, b = (flat(json.loads(path.read_bytes())) for path in (old, new))
     return [Change(key, "", a.get(key), b.get(key)) for key in {**a, **b} if not _equal(a.get(key), b.get(key))]
 
 

@@ -9,6 +9,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from stages.failure import StageError
 from stages.params import read
+from tools.metrics import flat
 
 NAME = "dvc.lock"
 PARAMS = "params.yaml"
@@ -61,7 +62,7 @@ class Lock(BaseModel):
         found: dict[str, Any] = {}
         whose: dict[str, str] = {}
         for name, stage in self.stages.items():
-            for key, value in leaves(stage.params.get(PARAMS, {})).items():
+            for key, value in flat(stage.params.get(PARAMS, {})).items():
                 if key in found and found[key] != value:
                     raise StageError(
                         f"{NAME}: {key} is {found[key]} in {whose[key]} and {value} in {name}, so no single "
@@ -90,20 +91,9 @@ def read_lock(path: Path, where: str = "") -> Lock:
     )
 
 
-def leaves(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values that are no sections, by dotted key; lists are values."""
-    found: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping) and value:
-            found |= leaves(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
-
-
 def differing_params(locked: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
     """Yield in words how values in a lock, by the keys that a stage reads, differ from those of params.yaml."""
-    a, b = leaves(locked), leaves(values)
+    a, b = flat(locked), flat(values)
     read_here = {key for key in b if any(key == name or key.startswith(f"{name}.") for name in locked)}
     for key in sorted(a.keys() | read_here):
         if key not in a or key not in b or a[key] != b[key]:

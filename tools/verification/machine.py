@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.failure import StageError
-from tools.verification.lock import leaves
+from tools.metrics import flat
 
 Environments = dict[str, dict[str, Any]]  # by stage; of each, the values by dotted key
 
@@ -23,7 +23,7 @@ def read_environments(folder: Path) -> Environments:
     found: Environments = {}
     for path in sorted((folder / "environment").glob("*.json")):
         try:
-            found[path.stem] = leaves(json.loads(path.read_bytes()))
+            found[path.stem] = flat(json.loads(path.read_bytes()))
         except (ValueError, AttributeError) as error:
             raise StageError(f"environment/{path.name}: cannot be read ({error}); run: dvc repro") from None
     return found

@@ -13,7 +13,8 @@ from typing import Any
 
 from stages.failure import StageError
 from stages.params import read
-from tools.verification.lock import NAME, PARAMS, Lock, Stage, contradictions, differing_params, leaves, read_lock
+from tools.metrics import flat
+from tools.verification.lock import NAME, PARAMS, Lock, Stage, contradictions, differing_params, read_lock
 
 Finding = tuple[str, str]  # the stage, and in words what makes it stale
 
@@ -25,7 +26,7 @@ def stale(folder: Path, choices: Mapping[str, Any]) -> list[Finding]:
     that cannot be told: without a sound lock, or with pictures that `dvc add` tracks and that are not there.
     """
     lock = read_lock(folder / NAME)
-    values = leaves(read(folder / PARAMS))
+    values = flat(read(folder / PARAMS))
     for key in choices:
         if key not in values:
             raise StageError(f"-S {key}: no key of {PARAMS}; write it as there, with its sections: train.epochs")
