@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from stages.failure import StageError
-from tests.project import ROOT, Project, make_project
+from tests.project import ROOT, Project, environment_at
 from tools import verify
 from tools.verification import machine
 from tools.verification.claims import Claim, claim_of_lock
@@ -35,13 +35,15 @@ PATIENCE = 60  # seconds for what was stopped to be gone
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """The project after its first `dvc repro`, committed; its cache is one that all clones of a person share."""
-    project = make_project(tmp_path_factory.mktemp("project") / "project", tmp_path_factory.mktemp("home"))
-    project.run("dvc", "config", "--global", "cache.dir", str(tmp_path_factory.mktemp("cache")))
-    project.repro()
-    project.commit("The first run")
-    return Project(project.folder, {**project.environment, "PYTHONPATH": str(ROOT)})
+    folder = first_run.copy(tmp_path_factory.mktemp("project") / "project").folder
+    environment = environment_at(tmp_path_factory.mktemp("home"))
+    project = Project(folder, {**environment, "PYTHONPATH": str(ROOT)})
+    cache = tmp_path_factory.mktemp("cache") / "shared"
+    (folder / ".dvc" / "cache").rename(cache)
+    project.run("dvc", "config", "--global", "cache.dir", str(cache))
+    return project
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,7 @@ def test_every_stage_ran_though_all_of_it_was_in_a_shared_cache(
     assert project.run("git", "status", "--porcelain").stdout == ""
 
 
+@pytest.mark.slow
 def test_a_seed_that_was_changed_in_the_lock_is_caught_and_named(project: Project, tmp_path: Path) -> None:
     tampered = copy(project, tmp_path / "project")
     edit(tampered.folder / NAME, "        train:\n          seed: 0\n", "        train:\n          seed: 7\n")
@@ -172,6 +175,7 @@ def test_code_and_params_that_were_changed_after_the_run_are_caught_and_named(
     ]
 
 
+@pytest.mark.slow
 def test_two_rebuilds_of_a_stage_that_draws_at_random_are_told_apart(project: Project, tmp_path: Path) -> None:
     random = copy(project, tmp_path / "project")
     edit(
