@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     result = {
         "version": tf.__version__,
         "uses": uses[0] if uses else "nothing that it names",
-        "has": [flag for flag in runtime.FLAGS if flag in flags],
+        "has": sorted(runtime.FLAGS.intersection(flags)),
         "gpus": len(tf.config.list_physical_devices("GPU")),
     }
     print(json.dumps(result))
