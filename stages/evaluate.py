@@ -3,7 +3,8 @@
 Run as `python -m stages.evaluate`, with the options of `--help`; `dvc repro` does. Reads test.npz and
 statistics.json of data/processed, the model, and metrics/train.json, which names the model's SHA-256;
 writes metrics/evaluation.json, which stages/evaluation.schema.json describes, metrics/per_class.csv,
-metrics/confusion.csv, metrics/reliability.csv, data/predictions.csv and models/MODEL_CARD.md.
+metrics/confusion.csv, metrics/reliability.csv, data/predictions.csv, models/MODEL_CARD.md and
+environment/evaluate.json, which tells the machine.
 """
 
 import argparse

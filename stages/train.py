@@ -1,9 +1,9 @@
 """Stage 3: train the network on the processed training split.
 
 Run as `python -m stages.train`, with the options of `--help`; `dvc repro` does. Reads train.npz,
-validation.npz and statistics.json of data/processed; writes the model, metrics/train.json and
-metrics/history.csv. What machine it was goes to environment/train.json, which DVC does not track; TensorBoard's
-logs and the duration go to logs/, which git does not track either.
+validation.npz and statistics.json of data/processed; writes the model, metrics/train.json,
+metrics/history.csv and environment/train.json, which tells the machine. TensorBoard's logs and the duration go
+to logs/, which nothing tracks.
 """
 
 import argparse
@@ -115,7 +115,7 @@ def _named_callback(name: str) -> "keras.callbacks.Callback":
         callback = getattr(importlib.import_module(module), attribute)()
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise StageError(
-            f"train.callbacks: {name!r} cannot be made: {error}; name a class: module.Class"
+            f"train.callbacks: {name!r} cannot be made: {error}; name a class without arguments: module.Class"
         ) from None
     if not isinstance(callback, keras.callbacks.Callback):
         raise StageError(f"train.callbacks: {name!r} is no Keras callback; name a class: module.Class")

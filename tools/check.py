@@ -45,11 +45,13 @@ def check_params(path: Path) -> None:
 
 def _refuse_what_dvc_cannot_watch(params: Path, pictures: Path) -> None:
     """DVC reads the folder whatever the dataset, and its own message names neither the key nor a remedy."""
-    if not pictures.exists():
+    if not pictures.is_dir():
         raise StageError(
             f"{params}: dataset.folder.path: {pictures}: no such folder; make it, even when it is empty"
         )
     for entry in pictures.rglob("*"):
+        if entry.is_symlink() and entry.is_dir():
+            raise StageError(f"{entry}: a link to a folder, in which DVC sees no change; move the folder here")
         if entry.is_symlink() and not entry.exists():
             raise StageError(
                 f"{entry}: a link to a file that is not there, which DVC cannot read; remove the link"

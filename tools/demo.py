@@ -4,9 +4,9 @@ The folder is a copy of the files that git does not ignore, as they are now, wit
 portable instruction set; so no tracked file is touched, and what you are trying out is what runs. It keeps
 its own DVC cache: a second demo runs only what changed.
 
-At the end it tells whether the outputs have the hashes in tools/demo.json, as they have on x86-64 machines.
-`--exact` makes it a failure when they have not; `--record` writes that file, after a change that is meant to
-change them.
+At the end it tells whether the outputs have the hashes in tools/demo.json, as they have on x86-64 machines with
+the params in that file. `--exact` makes it a failure when they have not; `--record` writes the file, after a
+change that is meant to change them.
 """
 
 import argparse
@@ -26,6 +26,7 @@ from stages.failure import StageError
 from stages.outputs import write_json
 from stages.params import read
 from tools import metrics
+from tools.metrics import flat
 
 COPIED = ("stages", "pictures", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore")
 CHOICES = {"dataset.name": "digits", "runtime.cpu_isa": "avx2"}
@@ -42,8 +43,8 @@ def main(arguments: Sequence[str]) -> None:
     metrics.main([str(folder)])
     found = output_hashes(folder)
     if options.record:
-        write_json(HASHES, found)
-    expected = json.loads(HASHES.read_bytes())
+        write_json(HASHES, {"outputs": found, "params": flat(read(folder / "params.yaml"))})
+    expected = json.loads(HASHES.read_bytes())["outputs"]
     differing = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
     if differing and options.exact:
         raise StageError(f"{', '.join(differing)}: not the bytes of {HASHES.name}; --record takes them, if meant")
@@ -52,9 +53,10 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def output_hashes(folder: Path) -> dict[str, str]:
-    """Return the MD5 that dvc.lock has of each output, by path."""
+    """Return the MD5 that dvc.lock has of each output, by path, but for those that tell the machine."""
     stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
-    return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
+    outs = (out for stage in stages for out in stage["outs"])
+    return {out["path"]: out["md5"] for out in outs if not out["path"].startswith("environment/")}
 
 
 def _verdict(differing: Sequence[str], outputs: int) -> str:

@@ -15,6 +15,7 @@ decided.
 
 import argparse
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -27,7 +28,7 @@ from stages import failure
 from stages.failure import StageError
 from stages.outputs import require_space
 from stages.params import read
-from tools.demo import CHOICES, choose
+from tools.demo import choose
 from tools.metrics import flat
 from tools.tables import table
 from tools.verification import machine
@@ -89,18 +90,20 @@ def verify(options: argparse.Namespace) -> Report:
     with workplace(options.folder) as place:
         folder, kept = place / "rebuild", place / "committed"
         clone(commit, folder)
+        values = flat(read(folder / PARAMS))
         say(f"{options.revision} is {commit[:10]}, rebuilt in {folder}")
         if options.dataset == "digits":
-            old, choices = None, CHOICES
-            claim = claim_of_demo(folder, commit, place / "none")
+            old = None
+            claim, params = claim_of_demo(folder, commit, place / "none")
         else:
             old = read_lock(folder / NAME, f" of {commit[:10]}")
-            values = flat(read(folder / PARAMS))
-            # A key that the revision's params.yaml lacks is one that its code does not know.
-            choices = {key: value for key, value in old.params().items() if key in values}
+            params = old.params()
             claim = claim_of_lock(old, folder, kept)
             notes += remarks(old, values, claim.environment)
-            _refuse_another_dataset(options.dataset, choices.get("dataset.name"))
+            _refuse_another_dataset(options.dataset, params.get("dataset.name"))
+        # A key that the revision's params.yaml lacks is one that its code does not know.
+        choices = {key: value for key, value in params.items() if key in values}
+        _bring_pictures(choices, folder)
         # Each output stands in the folder and in its DVC cache.
         size = BESIDES + 2 * sum(output.size for output in claim.outputs.values())
         require_space(place, size * (2 if options.twice else 1))
@@ -114,6 +117,7 @@ def verify(options: argparse.Namespace) -> Report:
             clone(commit, folder)
             set_aside(made_before, folder, place / "aside")
             choose(folder / PARAMS, choices)
+            _bring_pictures(choices, folder)
             new = rebuild(folder, options.stage)
         elif old is not None:
             notes += (words for _, words in changed_inputs(old, new))
@@ -142,7 +146,7 @@ def summarize(
         mode=mode[0],
         why=mode[1],
         result=result,
-        sentence=_sentence(rows, result),
+        sentence=_sentence(rows, result) + _but(notes, result),
         outputs=list(rows),
         reasons=reasons,
         notes=list(notes),
@@ -164,6 +168,14 @@ def paragraphs(report: Report, markdown: bool) -> Iterator[str]:
     mode = {"exact": "Exact", "tolerance": "With tolerances"}[report.mode]
     yield f"{report.commit[:10]}, held to {report.against}. {mode}: {report.why}."
     yield f"**{report.sentence}**" if markdown else report.sentence
+
+
+def _bring_pictures(choices: Mapping[str, Any], folder: Path) -> None:
+    """Copy a person's own pictures, which git has not, from the working directory; dvc.lock tells other ones."""
+    if choices.get("dataset.name") == "folder":
+        pictures = str(choices["dataset.folder.path"])
+        if Path(pictures).is_dir():
+            shutil.copytree(pictures, folder / pictures, dirs_exist_ok=True)
 
 
 def _refuse_another_dataset(asked: str | None, found: Any) -> None:
@@ -206,6 +218,13 @@ def _sentence(rows: Sequence[Row], result: Result) -> str:
         case _:
             parts = [f"{count} {name}" for name, count in counts.items() if count]
             return f"Reproduced within tolerance, not byte for byte: of {len(rows)} outputs {', '.join(parts)}."
+
+
+def _but(notes: Sequence[str], result: Result) -> str:
+    """Return what a pass does not say: a revision whose dvc.lock is of other params or code than its own."""
+    if CODES[result] == 0 and any(NAME in note for note in notes):
+        return f" But {NAME} is not that of this commit's own params or code: see above."
+    return ""
 
 
 def _list(title: str, items: Sequence[str], markdown: bool) -> str:

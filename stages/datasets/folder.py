@@ -50,8 +50,8 @@ class Params(Section):
     @field_validator("pixels", mode="before")
     @classmethod
     def _square(cls, pixels: Any) -> Any:
-        if isinstance(pixels, list) and len(pixels) != 2:
-            raise ValueError(f"it should be one number or [height, width], found {pixels}")
+        if not (type(pixels) is int or (isinstance(pixels, list) and len(pixels) == 2)):
+            raise ValueError(f"it should be one number or [height, width], found {pixels!r}")
         return [pixels, pixels] if type(pixels) is int else pixels
 
     @field_validator("channels")

@@ -30,7 +30,8 @@ def lock() -> Iterator[Finding]:
     if unrecorded := recorded.unrecorded():
         # DVC takes a file that was cut short at a fitting place for one of fewer stages or outputs.
         found = f"{recorded.LOCK} does not record {listed(unrecorded)}: cut short, or dvc.yaml has changed since"
-        yield Finding("note", found, "dvc repro")
+        remedy = f"git checkout {recorded.LOCK}" if _committed(recorded.LOCK) else "dvc repro"
+        yield Finding("note", found, remedy)
     else:
         yield Finding("ok", f"{recorded.LOCK}: whole, with {len(stages)} stages: {', '.join(stages)}")
 
@@ -62,10 +63,17 @@ def _uncommitted() -> Iterator[Finding]:
     entries = [(line[:2], line[3:]) for line in _git("status", "--porcelain").splitlines()]
     unmerged = [name for state, name in entries if state in UNMERGED]
     changed = [name for state, name in entries if state not in (*UNMERGED, "??")]
+    gone = [name for state, name in entries if "D" in state and name.startswith(RESULTS)]
     results = [name for name in changed if name.startswith(RESULTS)]
     results += [name for state, name in entries if state == "??" and name == "dvc.lock"]
     if "dvc.lock" in results and not _has_lock():
         results.remove("dvc.lock")
+    if gone:
+        # DVC removes a stage's outputs before it runs: nothing of this is to be committed.
+        yield Finding(
+            "note", f"a run is going on, or did not end: {listed(gone)} are gone until it has", "dvc repro"
+        )
+        return
     others = [name for name in changed if name not in (*results, "dvc.lock")]
     if unmerged:
         found = f"a merge is not done: {listed(unmerged)}; edit and add them, or give it up"
@@ -80,10 +88,17 @@ def _uncommitted() -> Iterator[Finding]:
 def _has_lock() -> bool:
     """Whether dvc.lock is one to commit; what is wrong with it otherwise is told by its own look."""
     try:
-        recorded.stages()
+        return not recorded.unrecorded()
     except NotLookedAt:
         return False
-    return True
+
+
+def _committed(path: Path) -> bool:
+    """Whether the last commit has another version of the file."""
+    try:
+        return bool(_git("diff", "--name-only", "HEAD", "--", str(path)).strip())
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return False
 
 
 def _git(*arguments: str) -> str:

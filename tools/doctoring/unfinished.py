@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tools.doctoring.finding import Finding
+from tools.doctoring.processes import STAGES, is_held
 
 CHECKPOINTS = Path("checkpoints")
 
@@ -29,8 +30,9 @@ def checkpoints() -> Iterator[Finding]:
             )
     if latest := re.search(r"-(\d+)-(\d+)\.npz$", paths[-1].name):
         minutes = (time.time() - paths[-1].stat().st_mtime) / 60
-        found = (
-            f"{paths[-1]}, {minutes:,.0f} min old: a run ended early after epoch {int(latest[1])}, step "
-            f"{int(latest[2])}; the next dvc repro goes on from there, unless params, data or code have changed"
-        )
-        yield Finding("note", found)
+        place = f"{paths[-1]}, {minutes:,.0f} min old, after epoch {int(latest[1])}, step {int(latest[2])}"
+        if is_held(Path(STAGES["train"]) / ".lock"):
+            yield Finding("note", f"{place}: of the training that is going on")
+        else:
+            then = "the next dvc repro goes on from there, unless params, data or code have changed"
+            yield Finding("note", f"{place}: a run ended early; {then}")

@@ -56,16 +56,20 @@ def claim_of_lock(lock: Lock, folder: Path, kept: Path) -> Claim:
     )
 
 
-def claim_of_demo(folder: Path, commit: str, nowhere: Path) -> Claim:
-    """Return what tools/demo.json of the clone claims; there are no files of it in git, so `nowhere` is empty."""
+def claim_of_demo(folder: Path, commit: str, nowhere: Path) -> tuple[Claim, dict[str, Any]]:
+    """Return what tools/demo.json of the clone claims, and of which params by dotted key.
+
+    There are no files of it in git, so `nowhere` is empty.
+    """
     try:
-        hashes = json.loads((folder / DEMO).read_bytes())
-        outputs = {path: Output("-", path, str(md5)) for path, md5 in hashes.items()}
-    except (FileNotFoundError, ValueError, AttributeError) as error:
+        content = json.loads((folder / DEMO).read_bytes())
+        outputs = {path: Output("-", path, str(md5)) for path, md5 in content["outputs"].items()}
+        params = dict(content["params"])
+    except (FileNotFoundError, ValueError, AttributeError, LookupError, TypeError) as error:
         raise StageError(
             f"{DEMO} of {commit[:10]}: cannot be read ({error}); make it: python -m tools.demo --record"
         ) from None
-    return Claim(f"its {DEMO}", outputs, nowhere, checkout=Path.cwd())
+    return Claim(f"its {DEMO}", outputs, nowhere, checkout=Path.cwd()), params
 
 
 def remarks(lock: Lock, values: Mapping[str, Any], environment: Environments) -> list[str]:

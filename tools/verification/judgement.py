@@ -21,6 +21,7 @@ from tools.verification.differences import Change, changed_figures, describe, di
 from tools.verification.lock import Lock, Output
 
 TOLERANCES = Path(__file__).parent.parent / "tolerances.yaml"
+MACHINE = "environment/"  # what tells the machines apart is not held to be the same
 
 Result = Literal["identical", "within tolerance", "differs as expected", "differs", "could not be compared"]
 
@@ -43,7 +44,8 @@ class Tolerance(Section):
 
 
 Rule = Literal["any"] | Tolerance
-Rules = Mapping[str, Literal["any"] | Mapping[str, Rule]]
+Whole = Literal["any", "arithmetic"]
+Rules = Mapping[str, Whole | Mapping[str, Rule]]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Row:
 def load_rules(path: Path = TOLERANCES) -> Rules:
     """Return the tolerances; raises `StageError`, with file and key, for whatever they cannot be."""
     try:
-        return TypeAdapter(dict[str, Literal["any"] | dict[str, Rule]]).validate_python(read(path))
+        return TypeAdapter(dict[str, Whole | dict[str, Rule]]).validate_python(read(path))
     except ValidationError as error:
         # An error a member of the union that was tried: the longest place is that of what was meant.
         first = max(error.errors(), key=lambda found: len(found["loc"]))
@@ -74,9 +76,9 @@ def judge(claim: Claim, lock: Lock, folder: Path, rules: Rules | None, stage: st
     for path in {**made, **claim.outputs}:
         found, expected = made.get(path), claim.outputs.get(path)
         name = (found or claim.outputs[path]).stage
-        if stage in (None, name):
+        if stage in (None, name) and not path.startswith(MACHINE):
             rows.append(Row(name, path, *_judge(claim, path, expected, found, folder / path, rules)))
-    return _excuse_only_beside_figures(rows, rules)
+    return _excuse_only_with_other_arithmetic(_excuse_only_beside_figures(rows, rules), rules or {})
 
 
 def _judge(
@@ -98,7 +100,7 @@ def _judge(
         rule = _find(rules or {}, path)
         if rule is None:
             return "differs", _described(path, old, new) if old else _hashes(expected, found)
-        if rule == "any":
+        if rule in ("any", "arithmetic"):
             return "differs as expected", "not judged; its stage's metrics are"
         if old is None:
             return "could not be compared", f"{_hashes(expected, found)}, and no copy of the recorded file is here"
@@ -170,6 +172,25 @@ def _excuse_only_beside_figures(rows: Sequence[Row], rules: Rules | None) -> lis
     return [
         Row(row.stage, row.path, "could not be compared", f"not judged, and no metric of {row.stage} was either")
         if row.result == "differs as expected" and row.stage not in judged
+        else row
+        for row in rows
+    ]
+
+
+def _excuse_only_with_other_arithmetic(rows: Sequence[Row], rules: Rules) -> list[Row]:
+    """Figures that follow from an output with the recorded bytes have no reason to differ at all."""
+    same = {
+        row.stage: row.path for row in rows if row.result == "identical" and _find(rules, row.path) == "arithmetic"
+    }
+    excused = ("within tolerance", "differs as expected")
+    return [
+        Row(
+            row.stage,
+            row.path,
+            "differs",
+            f"{row.detail}; but {same[row.stage]}, from which it follows, is identical",
+        )
+        if row.result in excused and row.stage in same
         else row
         for row in rows
     ]

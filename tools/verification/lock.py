@@ -86,9 +86,8 @@ def read_lock(path: Path, where: str = "") -> Lock:
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-    raise StageError(
-        f"{name}: cut short or damaged ({reason}); run: git checkout {NAME}, or dvc repro where no commit has it"
-    )
+    remedy = "name another revision" if where else f"run: git checkout {NAME}, or dvc repro where no commit has it"
+    raise StageError(f"{name}: cut short or damaged ({reason}); {remedy}")
 
 
 def differing_params(locked: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
