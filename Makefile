@@ -47,7 +47,7 @@ figures: setup ## draw the README's pictures from the last run
 test: setup ## the tests
 	$(BIN)/python -m pytest
 
-faults: setup ## the slow tests: kills, full disks and the like in whole runs; KILLS=60 for sixty kills
+faults: setup ## the slow tests: whole runs killed, tampered with, short of disk, shared; KILLS=60 for sixty kills
 	$(BIN)/python -m pytest -m slow
 
 bench: setup ## our engine beside the tutorial's fit: images a second in training

@@ -23,7 +23,7 @@ from filelock import FileLock
 from stages.datasets.cifar10 import ARCHIVE, OFFICIAL
 from stages.failure import StageError
 from stages.fetch import Patience, fetch
-from tests.project import ROOT, Project
+from tests.project import ROOT, Project, environment_at
 from tests.servers import Answer, Server, refusing_url
 from tools import doctor
 from tools.doctoring import environment, processes, remote, repository, sources, storage, unfinished
@@ -35,11 +35,14 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 Orphaned = tuple[Project, int, list[Finding]]
 NAMES = list(doctor.looks(offline=True))
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def finished(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A checkout with its tools after a run, committed and pushed to a remote: nothing is wrong with it."""
-    project = first_run.copy(tmp_path_factory.mktemp("finished") / "project")
+    folder = first_run.copy(tmp_path_factory.mktemp("finished") / "project").folder
+    project = Project(folder, environment_at(tmp_path_factory.mktemp("home")))
     shutil.copytree(ROOT / "tools", project.folder / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("requirements.txt", "pyproject.toml", ".gitignore"):
         shutil.copy2(ROOT / name, project.folder)
@@ -239,8 +242,9 @@ def test_a_lock_that_was_cut_where_dvc_still_takes_it_is_a_note(project: Project
     text = lock.read_text(encoding="utf-8")
     lock.write_text(text[: text.index("    - path: models/model.keras")], encoding="utf-8")
     (found,) = doctor.findings(repository.lock)
-    assert found.state == "note"
+    assert (found.state, found.remedy) == ("note", "git checkout dvc.lock")
     assert "models/model.keras" in found.found
+    assert states(repository.git) == ["ok"]  # and does not say to commit it
     lock.write_text("schema: '2.0'\nstages:\n  download:\n    cmd: python\n", encoding="utf-8")
     assert states(storage.disk) == states(storage.cache) == ["note"]
 
@@ -250,6 +254,13 @@ def test_a_lock_that_was_cut_where_it_still_is_yaml_is_wrong(project: Project, e
     (project.folder / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{end}", encoding="utf-8")
     assert "failed" in project.run("dvc", "status", check=False).stderr
     assert "dvc.lock: cut short" in wrong(repository.lock).found
+
+
+def test_what_a_run_has_removed_is_not_to_be_committed(project: Project) -> None:
+    (project.folder / "metrics/train.json").unlink()
+    (found,) = doctor.findings(repository.git)
+    assert (found.state, found.remedy) == ("note", "dvc repro")
+    assert "metrics/train.json are gone until it has" in found.found
 
 
 def test_what_is_not_committed_is_a_note(project: Project) -> None:
@@ -496,7 +507,7 @@ def test_an_object_that_is_gone_is_a_note(project: Project) -> None:
     next((project.folder / ".dvc/cache/files/md5").glob("*/*")).unlink()
     (found,) = doctor.findings(storage.cache)
     assert (found.state, found.remedy) == ("note", "dvc repro")
-    assert found.found.startswith("1 of the 10 outputs of dvc.lock are not in .dvc/cache: ")
+    assert found.found.startswith("1 of the 18 outputs of dvc.lock are not in .dvc/cache: ")
 
 
 def test_a_changed_byte_in_a_folder_of_outputs_is_found(

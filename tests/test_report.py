@@ -240,7 +240,7 @@ def test_params_that_did_not_change_need_no_word(run: Results) -> None:
 
 def test_a_run_that_is_committed_has_the_same_figures(run: Results) -> None:
     assert run.committed == (run.train, run.evaluation)
-    assert re.search(r"last commit is \w+ \(The first run\); it has the same figures\.", headline.beside(run))
+    assert re.search(r"last commit is \w+ \(Three epochs\); it has the same figures\.", headline.beside(run))
     assert ">none<" in headline.every(run)
 
 

@@ -67,6 +67,10 @@ def test_a_folder_of_pictures_that_dvc_cannot_read_is_named(
         check.main([])
     (tmp_path / "pictures" / "cat").mkdir(parents=True)
     check.main([])
+    (tmp_path / "pictures" / "dog").symlink_to("cat")
+    with pytest.raises(StageError, match=r"^pictures/dog: a link to a folder, in which DVC sees no change; move"):
+        check.main([])
+    (tmp_path / "pictures" / "dog").unlink()
     (tmp_path / "pictures" / "cat" / "1.png").symlink_to("gone.png")
     with pytest.raises(StageError, match=r"^pictures/cat/1\.png: a link to a file that is not there.*remove"):
         check.main([])

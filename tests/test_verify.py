@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
 from stages.failure import StageError
 from tests.project import ROOT, Project, environment_at
@@ -32,6 +33,8 @@ from tools.verification.stale import stale
 
 MODEL, TRAIN, EVALUATION = "models/model.keras", "metrics/train.json", "metrics/evaluation.json"
 PATIENCE = 60  # seconds for what was stopped to be gone
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -148,7 +151,6 @@ def test_every_stage_ran_though_all_of_it_was_in_a_shared_cache(
     assert project.run("git", "status", "--porcelain").stdout == ""
 
 
-@pytest.mark.slow
 def test_a_seed_that_was_changed_in_the_lock_is_caught_and_named(project: Project, tmp_path: Path) -> None:
     tampered = copy(project, tmp_path / "project")
     edit(tampered.folder / NAME, "        train:\n          seed: 0\n", "        train:\n          seed: 7\n")
@@ -175,7 +177,30 @@ def test_code_and_params_that_were_changed_after_the_run_are_caught_and_named(
     ]
 
 
-@pytest.mark.slow
+def test_a_pass_says_when_the_lock_is_not_of_the_commits_own_params(project: Project, tmp_path: Path) -> None:
+    other = copy(project, tmp_path / "project")
+    other.choose("dataset.name", "cifar10")
+    other.commit("Params that no run had")
+    report = json.loads(told(other, 0, "--stage", "download", "--json").stdout)
+    assert report["result"] == "identical"
+    assert report["sentence"].endswith(" But dvc.lock is not that of this commit's own params or code: see above.")
+
+
+def test_pictures_that_git_has_not_are_brought_from_the_working_directory(
+    project: Project, tmp_path: Path
+) -> None:
+    person = copy(project, tmp_path / "project")
+    for index in range(6):
+        path = person.folder / "pictures" / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * index, 0, 0)).save(path)
+    person.choose("dataset.name", "folder")
+    person.repro("download")
+    person.commit("Pictures of my own")
+    assert "pictures/cat/0.png" not in person.run("git", "ls-files").stdout
+    told(person, 0, "--stage", "download")
+
+
 def test_two_rebuilds_of_a_stage_that_draws_at_random_are_told_apart(project: Project, tmp_path: Path) -> None:
     random = copy(project, tmp_path / "project")
     edit(
@@ -252,9 +277,10 @@ def _working_in(folder: Path) -> list[str]:
 def test_the_demo_is_held_to_its_hashes(project: Project, tmp_path: Path) -> None:
     demo = copy(project, tmp_path / "project")
     (demo.folder / "tools").mkdir()
-    hashes = json.loads((ROOT / "tools/demo.json").read_bytes())
-    hashes["data/raw/test.npz"] = "0" * 32
-    (demo.folder / "tools/demo.json").write_text(json.dumps(hashes), encoding="utf-8")
+    recorded = json.loads((ROOT / "tools/demo.json").read_bytes())
+    recorded["outputs"]["data/raw/test.npz"] = "0" * 32
+    (demo.folder / "tools/demo.json").write_text(json.dumps(recorded), encoding="utf-8")
+    demo.choose("dataset.name", "cifar10")  # the rebuild has the demo's, whatever the commit's own
     demo.commit("Hashes of the demo, one of them changed")
     report = json.loads(told(demo, 1, "--dataset", "digits", "--stage", "download", "--json").stdout)
     assert [row["result"] for row in report["outputs"]] == ["identical", "differs", "identical"]
@@ -409,7 +435,7 @@ def test_a_figure_within_its_tolerance_passes_and_one_beyond_fails(claim: Claim,
     true = json.loads((claim.committed / TRAIN).read_bytes())["val_loss"]
     for share, result in ((1.05, "within tolerance"), (1.5, "differs")):
         edit_json(claim.committed / TRAIN, val_loss=true * share)
-        row = tolerant(recorded(claim, TRAIN))[TRAIN]
+        row = tolerant(claiming(recorded(claim, TRAIN), MODEL, "0" * 32))[TRAIN]
         assert row.result == result
         by, allowed = true - true * share, true * share / 10
         assert row.detail == f"val_loss {true * share:.6g}, now {true:.6g} ({by:+.3g}), {allowed:.3g} allowed"
@@ -429,6 +455,14 @@ def test_a_figure_without_a_tolerance_must_be_equal(
 ) -> None:
     edit_json(claim.committed / TRAIN, parameters=value)
     assert tolerant(recorded(claim, TRAIN))[TRAIN].result == result
+
+
+def test_a_figure_is_not_excused_where_what_it_follows_from_is_identical(claim: Claim, tolerant: Judged) -> None:
+    true = json.loads((claim.committed / EVALUATION).read_bytes())["accuracy"]
+    edit_json(claim.committed / EVALUATION, accuracy=true + 0.02)
+    row = tolerant(recorded(claim, EVALUATION))[EVALUATION]
+    assert row.result == "differs"
+    assert row.detail.endswith("allowed; but data/predictions.csv, from which it follows, is identical")
 
 
 def test_a_model_may_differ_only_where_figures_of_its_stage_hold(claim: Claim, tolerant: Judged) -> None:

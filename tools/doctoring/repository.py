@@ -63,7 +63,8 @@ def _uncommitted() -> Iterator[Finding]:
     entries = [(line[:2], line[3:]) for line in _git("status", "--porcelain").splitlines()]
     unmerged = [name for state, name in entries if state in UNMERGED]
     changed = [name for state, name in entries if state not in (*UNMERGED, "??")]
-    gone = [name for state, name in entries if "D" in state and name.startswith(RESULTS)]
+    deleted = [name for state, name in entries if state in (" D", "D ")]
+    gone = [name for name in deleted if name.startswith(RESULTS)]
     results = [name for name in changed if name.startswith(RESULTS)]
     results += [name for state, name in entries if state == "??" and name == "dvc.lock"]
     if "dvc.lock" in results and not _has_lock():
