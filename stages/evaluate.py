@@ -70,7 +70,8 @@ def main(arguments: Sequence[str]) -> None:
             further["flip"] = scoring.score(labels, (probabilities + mirrored) / 2, params.top_k)
         _save(options, params, statistics, labels, probabilities, further)
         seconds = time.time() - began
-        runtime.write_environment(options.environment, options.logs / "evaluate.json", runtime_params, seconds)
+        log = options.logs / "evaluate.json"
+        runtime.write_environment(options.environment, log, runtime_params, digest, seconds)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

@@ -71,10 +71,12 @@ def start(params: RuntimeParams, seed: int) -> None:
         )
 
 
-def write_environment(record: Path, log: Path, params: RuntimeParams, seconds: float) -> None:
+def write_environment(record: Path, log: Path, params: RuntimeParams, model_sha256: str, seconds: float) -> None:
     """Write what a run was made on, which may explain that its bytes differ: machine, system, versions, settings.
 
-    record: the same on every run of one machine, for git. log: with the duration in seconds, not tracked.
+    record: for git, and not for DVC, which would keep no run of a stage with such an output; so DVC does not bring
+    it back with the results either, and the model's SHA-256 tells whether it is theirs. log: with the duration in
+    seconds, not tracked.
     """
     from tensorflow.python.framework.config import is_op_determinism_enabled  # its public API only sets it
 
@@ -85,6 +87,7 @@ def write_environment(record: Path, log: Path, params: RuntimeParams, seconds: f
         "determinism": is_op_determinism_enabled(),
         "onednn": {name: os.environ.get(name, "") for name in sorted(ONEDNN)},
         "libc": " ".join(platform.libc_ver()),
+        "model_sha256": model_sha256,
         "python": platform.python_version(),
         "runtime": params.model_dump(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -62,9 +62,10 @@ def main(arguments: Sequence[str]) -> None:
         history, saved = trainer.run(Checkpoints(options.checkpoints, key))
 
         save_model(model, options.model)
-        _save_metrics(options, model, statistics, history, saved)
-        seconds = time.time() - began
-        runtime.write_environment(options.environment, options.logs / "train.json", runtime_params, seconds)
+        digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
+        _save_metrics(options, model, digest, statistics, history, saved)
+        log, seconds = options.logs / "train.json", time.time() - began
+        runtime.write_environment(options.environment, log, runtime_params, digest, seconds)
 
 
 def run_key(choices: Sequence[Any], statistics: Statistics, code: Mapping[str, Path]) -> str:
@@ -125,6 +126,7 @@ def _named_callback(name: str) -> "keras.callbacks.Callback":
 def _save_metrics(
     options: argparse.Namespace,
     model: "keras.Model",
+    digest: str,
     statistics: Statistics,
     history: Sequence[dict[str, float]],
     saved: int,
@@ -142,7 +144,7 @@ def _save_metrics(
             "epoch": saved + 1,
             **history[saved],
             "parameters": model.count_params(),
-            "model_sha256": hashlib.sha256(options.model.read_bytes()).hexdigest(),
+            "model_sha256": digest,
         },
     )
 

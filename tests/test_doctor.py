@@ -507,7 +507,7 @@ def test_an_object_that_is_gone_is_a_note(project: Project) -> None:
     next((project.folder / ".dvc/cache/files/md5").glob("*/*")).unlink()
     (found,) = doctor.findings(storage.cache)
     assert (found.state, found.remedy) == ("note", "dvc repro")
-    assert found.found.startswith("1 of the 18 outputs of dvc.lock are not in .dvc/cache: ")
+    assert found.found.startswith("1 of the 16 outputs of dvc.lock are not in .dvc/cache: ")
 
 
 def test_a_changed_byte_in_a_folder_of_outputs_is_found(

@@ -186,7 +186,7 @@ def test_the_seed_decides_about_every_generator() -> None:
 
 def test_the_record_says_what_a_run_was_made_on(tmp_path: Path) -> None:
     record, log = tmp_path / "environment" / "train.json", tmp_path / "logs" / "train.json"
-    runtime.write_environment(record, log, PARAMS, seconds=12.345)
+    runtime.write_environment(record, log, PARAMS, "efc9", seconds=12.345)
     written = json.loads(record.read_text())
     assert written["runtime"] == PARAMS.model_dump()
     assert written["python"] == sys.version.split()[0]
@@ -198,7 +198,7 @@ def test_the_record_says_what_a_run_was_made_on(tmp_path: Path) -> None:
 
 def test_two_runs_of_one_machine_have_the_same_record(tmp_path: Path) -> None:
     for seconds in (1.0, 2.0):
-        runtime.write_environment(tmp_path / f"{seconds}", tmp_path / "log", PARAMS, seconds)
+        runtime.write_environment(tmp_path / f"{seconds}", tmp_path / "log", PARAMS, "efc9", seconds)
     assert (tmp_path / "1.0").read_bytes() == (tmp_path / "2.0").read_bytes()
 
 

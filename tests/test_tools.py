@@ -125,7 +125,7 @@ def test_the_hashes_of_the_demo_are_those_of_every_output_in_dvc_yaml() -> None:
         for out in (*stage["outs"], *stage.get("metrics", []), *stage.get("plots", [])):
             listed.add(out if isinstance(out, str) else next(iter(out)))
     recorded = json.loads(demo.HASHES.read_text("utf-8"))
-    assert set(recorded["outputs"]) == {path for path in listed if not path.startswith("environment/")}
+    assert set(recorded["outputs"]) == listed
     assert set(recorded["params"]) == set(metrics.flat(read(ROOT / "params.yaml")))
 
 

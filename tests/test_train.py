@@ -81,9 +81,7 @@ def test_another_process_writes_the_same_bytes(project: Project, undisturbed: di
     assert outputs(project) == undisturbed
 
 
-def test_a_run_killed_twice_ends_in_the_same_bytes(
-    project: Project, undisturbed: dict[str, bytes]
-) -> None:
+def test_a_run_killed_twice_ends_in_the_same_bytes(project: Project, undisturbed: dict[str, bytes]) -> None:
     moments = random.Random(0)
     for epoch in (0, 14):  # of 30: by progress, as by time a quick machine would be done before
         process = start(project)

@@ -99,7 +99,7 @@ def verify(options: argparse.Namespace) -> Report:
             old = read_lock(folder / NAME, f" of {commit[:10]}")
             params = old.params()
             claim = claim_of_lock(old, folder, kept)
-            notes += remarks(old, values, claim.environment)
+            notes += remarks(old, values, claim.environment, machine.of_other_models(folder))
             _refuse_another_dataset(options.dataset, params.get("dataset.name"))
         # A key that the revision's params.yaml lacks is one that its code does not know.
         choices = {key: value for key, value in params.items() if key in values}

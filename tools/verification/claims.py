@@ -4,7 +4,7 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,16 +72,19 @@ def claim_of_demo(folder: Path, commit: str, nowhere: Path) -> tuple[Claim, dict
     return Claim(f"its {DEMO}", outputs, nowhere, checkout=Path.cwd()), params
 
 
-def remarks(lock: Lock, values: Mapping[str, Any], environment: Environments) -> list[str]:
+def remarks(lock: Lock, values: Mapping[str, Any], environment: Environments, others: Sequence[str]) -> list[str]:
     """Return in words what in a revision does not go together: its dvc.lock, params.yaml and environment/.
 
-    values: those of params.yaml, by dotted key.
+    values: those of params.yaml, by dotted key. others: the stages whose record is of another model.
     """
     read_there = {
         key: value for stage in lock.stages.values() for key, value in stage.params.get(PARAMS, {}).items()
     }
     found = [f"{words}; the rebuild has that of {NAME}" for words in differing_params(read_there, values)]
     found += (words for _, words in contradictions(lock))
+    found += (
+        f"environment/{stage}.json is of another model than metrics/train.json: not used" for stage in others
+    )
     params = lock.params()
     for stage, record in environment.items():
         for key in sorted(record.keys() & params.keys()):

@@ -15,18 +15,39 @@ Environments = dict[str, dict[str, Any]]  # by stage; of each, the values by dot
 
 # What the same locked packages promise the same bytes in spite of; `runtime` is a choice, taken from dvc.lock.
 PROMISED = ("cores", "libc", "python", "runtime.")
+OF_MODEL = "model_sha256"  # which model a record is of; nothing of the machine
 PORTABLE_THREADS = 4  # with more, sums are split elsewhere even when the instruction set is capped
 
 
 def read_environments(folder: Path) -> Environments:
-    """Return what the checkout `folder` has recorded; raises `StageError` when a record cannot be read."""
+    """Return what the checkout `folder` has recorded of its model; `StageError` when a record cannot be read.
+
+    Records of another model are left out: DVC has brought back results, and not the record of their machine.
+    """
+    return {stage: record for stage, record in _records(folder).items() if record.get(OF_MODEL) == _model(folder)}
+
+
+def of_other_models(folder: Path) -> list[str]:
+    """Return the stages whose record in the checkout `folder` is of another model than metrics/train.json."""
+    return [stage for stage, record in _records(folder).items() if record.get(OF_MODEL) != _model(folder)]
+
+
+def _records(folder: Path) -> Environments:
     found: Environments = {}
     for path in sorted((folder / "environment").glob("*.json")):
         try:
             found[path.stem] = flat(json.loads(path.read_bytes()))
         except (ValueError, AttributeError) as error:
-            raise StageError(f"environment/{path.name}: cannot be read ({error}); run: dvc repro") from None
+            raise StageError(f"environment/{path.name}: cannot be read ({error}); name another revision") from None
     return found
+
+
+def _model(folder: Path) -> Any:
+    """Return the SHA-256 of the model that the metrics are of; None where they do not tell."""
+    try:
+        return json.loads((folder / "metrics" / "train.json").read_bytes())[OF_MODEL]
+    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return None
 
 
 def differences(recorded: Environments, here: Environments) -> dict[str, str]:
@@ -35,7 +56,7 @@ def differences(recorded: Environments, here: Environments) -> dict[str, str]:
         key: f"{key}: {recorded[stage].get(key, 'none')} recorded, {here[stage].get(key, 'none')} here"
         for stage in recorded.keys() & here.keys()
         for key in sorted(recorded[stage].keys() | here[stage].keys())
-        if recorded[stage].get(key) != here[stage].get(key)
+        if key != OF_MODEL and recorded[stage].get(key) != here[stage].get(key)
     }
 
 
