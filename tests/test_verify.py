@@ -545,6 +545,14 @@ def test_the_environment_tells_another_kind_of_machine(
     assert [words.partition(":")[0] for words in found] == expected
 
 
+def test_a_record_of_another_model_is_not_used_and_told(claim: Claim, project: Project, tmp_path: Path) -> None:
+    assert set(claim.environment) == {"train", "evaluate"}
+    other = copy(project, tmp_path / "other")
+    edit_json(other.folder / "environment/train.json", model_sha256="0" * 64)
+    assert set(machine.read_environments(other.folder)) == {"evaluate"}
+    assert machine.of_other_models(other.folder) == ["train"]
+
+
 def test_the_likely_reason_names_what_differs_between_the_machines(claim: Claim, exact: Judged) -> None:
     here = {"train": {**claim.environment["train"], "cpu_flags": "avx2 fma"}}
     rows = list(exact(claiming(claim, MODEL, "0" * 32)).values())
