@@ -420,7 +420,7 @@ def test_a_checkpoint_tells_where_the_next_run_goes_on_and_a_damaged_one_is_wron
     epoch, step = map(int, last.stem.split("-")[1:])
     assert found.state == "note"
     assert found.found.startswith(f"checkpoints/{last.name}, 0 min old")
-    assert f"after epoch {epoch}, step {step}; the next dvc repro goes on from there" in found.found
+    assert f"after epoch {epoch}, step {step}: a run ended early; the next dvc repro goes on from" in found.found
     os.truncate(last, last.stat().st_size - 1)
     damaged = wrong(unfinished.checkpoints)
     assert damaged.found.startswith(f"checkpoints/{last.name} is damaged")
