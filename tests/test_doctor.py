@@ -438,6 +438,7 @@ def test_a_stage_whose_dvc_was_killed_is_wrong_and_the_kill_ends_it(
     assert found.found.startswith(
         f"models/: train is running, process {pid}, and goes on although its dvc is gone"
     )
+    assert doctor.findings(unfinished.checkpoints)[-1].found.endswith(": of the training that is going on")
     os.kill(pid, signal.SIGCONT)
     mend(found)
     wait_until(lambda: states(processes.running_stages) == ["ok"])
