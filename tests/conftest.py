@@ -13,6 +13,23 @@ from playwright.sync_api import Browser, sync_playwright
 from stages import runtime
 from tests.project import Project, environment_at, make_project
 
+# Few tests that take long: begun first, so that at the end neither worker waits for the other.
+LONG = (
+    "test_train",
+    "test_pipeline",
+    "test_compare",
+    "test_report",
+    "test_evaluate",
+    "test_runtime",
+    "test_engine",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the long files to the front, in the order of `LONG`; the others stay as they are."""
+    places = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def started() -> None:

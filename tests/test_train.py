@@ -163,6 +163,7 @@ def test_a_key_without_effect_is_said(project: Project) -> None:
     assert "train: train.momentum has no effect with optimizer adam" in project.run(*COMMAND).stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["stages/fused_adam.py", "stages/archive.py", "mine.py"])
 def test_checkpoints_of_other_code_are_ignored_and_said_so(project: Project, name: str) -> None:
     (project.folder / "mine.py").write_text("from keras.callbacks import Callback as Mine\n", encoding="utf-8")
