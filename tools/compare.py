@@ -2,8 +2,8 @@
 
 A and B are git revisions, DVC experiments or `workspace`; by default the last commit and the workspace.
 Shown are the metrics side by side, with a bootstrap interval of each difference (none for what train wrote,
-roc_auc_macro, calibration_error and official_accuracy), an exact McNemar test on the predictions, and the
-classes and images that flipped. The verdict is the test's, at 5 %.
+roc_auc_macro, calibration_error, official_accuracy and flip's figures), an exact McNemar test on the predictions,
+and the classes and images that flipped. The verdict is the test's, at 5 %.
 
 Exits with 0 when the runs could be compared and the gate's limits hold (tools/gate.py), with 1 when a limit
 is broken, and with 2 when that could not be decided.
