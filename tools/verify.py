@@ -34,7 +34,7 @@ from tools.tables import table
 from tools.verification import machine
 from tools.verification.claims import Claim, claim_of_demo, claim_of_lock, remarks
 from tools.verification.judgement import Result, Row, judge, load_rules, worst
-from tools.verification.lock import NAME, PARAMS, changed_inputs, read_lock
+from tools.verification.lock import NAME, PARAMS, Lock, changed_inputs, read_lock
 from tools.verification.machine import Environments, read_environments
 from tools.verification.rebuild import clean, clone, find_commit, rebuild, say, set_aside, workplace
 from tools.verification.stale import stale
@@ -103,22 +103,16 @@ def verify(options: argparse.Namespace) -> Report:
             _refuse_another_dataset(options.dataset, params.get("dataset.name"))
         # A key that the revision's params.yaml lacks is one that its code does not know.
         choices = {key: value for key, value in params.items() if key in values}
-        _bring_pictures(choices, folder)
         # Each output stands in the folder and in its DVC cache.
         size = BESIDES + 2 * sum(output.size for output in claim.outputs.values())
         require_space(place, size * (2 if options.twice else 1))
         made_before = [NAME, "environment", *claim.outputs]
-        set_aside(made_before, folder, kept)
-        choose(folder / PARAMS, choices)
-        new = rebuild(folder, options.stage)
+        new = _made_anew(folder, kept, made_before, choices, options.stage)
         if options.twice:
             claim = Claim("the first rebuild", new.outputs(), folder, environment=read_environments(folder))
             folder = place / "second"
             clone(commit, folder)
-            set_aside(made_before, folder, place / "aside")
-            choose(folder / PARAMS, choices)
-            _bring_pictures(choices, folder)
-            new = rebuild(folder, options.stage)
+            new = _made_anew(folder, place / "aside", made_before, choices, options.stage)
         elif old is not None:
             notes += (words for _, words in changed_inputs(old, new))
         here = read_environments(folder)
@@ -168,6 +162,16 @@ def paragraphs(report: Report, markdown: bool) -> Iterator[str]:
     mode = {"exact": "Exact", "tolerance": "With tolerances"}[report.mode]
     yield f"{report.commit[:10]}, held to {report.against}. {mode}: {report.why}."
     yield f"**{report.sentence}**" if markdown else report.sentence
+
+
+def _made_anew(
+    folder: Path, aside: Path, made_before: Sequence[str], choices: Mapping[str, Any], stage: str | None
+) -> Lock:
+    """Run the clone in `folder` with `choices`, up to `stage`; what it had of `made_before` goes to `aside`."""
+    set_aside(made_before, folder, aside)
+    choose(folder / PARAMS, choices)
+    _bring_pictures(choices, folder)
+    return rebuild(folder, stage)
 
 
 def _bring_pictures(choices: Mapping[str, Any], folder: Path) -> None:
