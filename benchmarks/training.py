@@ -76,6 +76,7 @@ def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32) -> 
 
     from stages import runtime
     from stages.checkpoints import Checkpoints
+    from stages.cluster import alone
     from stages.engine import Trainer, TrainParams
     from stages.model import ModelParams, build_model
     from stages.params import load
@@ -92,7 +93,8 @@ def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32) -> 
     validation = Split(arrays[0][:1], arrays[1][:1], "", mmap.mmap(-1, 1))
     clock = _clock()
     with tempfile.TemporaryDirectory() as folder:
-        Trainer(model, params, training, validation, [clock]).run(Checkpoints(Path(folder), "benchmark"))
+        trainer = Trainer(model, params, training, validation, [clock], alone())
+        trainer.run(Checkpoints(Path(folder), "benchmark"))
     return _rate(clock)
 
 

@@ -32,24 +32,28 @@ def check_shift(params: AugmentationParams, height: int, width: int) -> None:
         )
 
 
-def augment(params: AugmentationParams, images: tf.Tensor, seed: int, step: tf.Tensor) -> tf.Tensor:
-    """Return the batch changed: float32 (B, H, W, C), drawn anew for each step of the run.
+def augment(
+    params: AugmentationParams, images: tf.Tensor, seed: int, step: tf.Tensor, places: tf.Tensor, batch: int
+) -> tf.Tensor:
+    """Return a device's share of a batch changed: float32 (n, H, W, C), drawn anew for each step of the run.
 
-    The generator is stateless: a step repeated after a kill draws the same.
+    places: where its images are in the whole batch of `batch` images, int32 (n,). The generator is stateless
+    and draws for the whole batch: a step repeated after a kill draws the same, and so do more devices together.
     """
     import tensorflow as tf  # here, because importing this module must not load it before `runtime.start`
 
-    batch, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+    height, width = images.shape[1], images.shape[2]
     step = tf.cast(step, tf.int32)
     if params.flip:
         flipped = tf.random.stateless_uniform([batch, 1, 1, 1], [2 * seed, step]) < 0.5
-        images = tf.where(flipped, tf.reverse(images, [2]), images)
+        images = tf.where(tf.gather(flipped, places), tf.reverse(images, [2]), images)
     if params.shift:
         most = params.shift
         padded = tf.pad(images, [[0, 0], [most, most], [most, most], [0, 0]], mode="REFLECT")
         offsets = tf.random.stateless_uniform(
             [batch, 2], [2 * seed + 1, step], minval=0, maxval=2 * most + 1, dtype=tf.int32
         )
+        offsets = tf.gather(offsets, places)
         rows = offsets[:, :1] + tf.range(height)
         columns = offsets[:, 1:] + tf.range(width)
         images = tf.gather(padded, rows, axis=1, batch_dims=1)

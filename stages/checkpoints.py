@@ -21,6 +21,13 @@ KEPT = 2
 DIGEST_SIZE = 32
 
 
+def unpack(content: bytes) -> tuple[list[NDArray[Any]], dict[str, Any]]:
+    """Return the arrays and the state that a checkpoint's `content` holds."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        state = json.loads(file["state"].tobytes())
+        return [file[f"arr_{index}"] for index in range(len(file.files) - 1)], state
+
+
 class Checkpoints:
     """The checkpoints in `folder` of the run that `key` names.
 
@@ -42,8 +49,8 @@ class Checkpoints:
         for path in self._own()[:-KEPT]:
             path.unlink()
 
-    def latest(self) -> tuple[list[NDArray[Any]], dict[str, Any]] | None:
-        """Return arrays and state of the newest sound checkpoint; None when there is none.
+    def latest(self) -> bytes:
+        """Return the content of the newest sound checkpoint, for `unpack`; nothing when there is none.
 
         A damaged one is passed over with a warning, those of other runs with a note.
         """
@@ -59,12 +66,8 @@ class Checkpoints:
             if hashlib.sha256(content[:-DIGEST_SIZE]).digest() != content[-DIGEST_SIZE:]:
                 print(f"train: {path} is damaged; using the one before it, if there is one", file=sys.stderr)
                 continue
-            with np.load(io.BytesIO(content[:-DIGEST_SIZE]), allow_pickle=False) as file:
-                state = json.loads(file["state"].tobytes())
-                arrays = [file[f"arr_{index}"] for index in range(len(file.files) - 1)]
-            print(f"train: resuming after epoch {state['epoch']}, step {state['step']}", file=sys.stderr)
-            return arrays, state
-        return None
+            return content[:-DIGEST_SIZE]
+        return b""
 
     def clear(self) -> None:
         """Remove this run's checkpoints, half-written ones too, and the folder when nothing else is in it."""

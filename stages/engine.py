@@ -6,6 +6,7 @@ run that is killed and resumed ends in the same bytes as one that was not.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,13 +18,15 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.augmentation import AugmentationParams, check_shift
-from stages.checkpoints import Checkpoints
+from stages.checkpoints import Checkpoints, unpack
 from stages.failure import StageError
 from stages.optimization import OptimizationParams, build_optimizer, learning_rates
 from stages.splits import Split
 
 if TYPE_CHECKING:
     import keras
+
+    from stages.cluster import Cluster
 
 # Images in one call of the compiled steps: enough that Python's share is lost in the noise, few enough that
 # Ctrl-C and the progress bar wait for less than a second.
@@ -78,19 +81,22 @@ class Trainer:
         training: Split,
         validation: Split,
         callbacks: Sequence[keras.callbacks.Callback],
+        cluster: Cluster,
     ) -> None:
-        """Prepare a run; nothing is computed before `run`."""
+        """Prepare a run by all of `cluster`, whose strategy is in scope; nothing is computed before `run`."""
         import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
 
-        from stages.inference import Predictor
-        from stages.step import TrainingSteps
+        from stages.inference import BATCH_SIZE, Predictor
+        from stages.step import TrainingSteps, shares
 
         check_shift(params, *training.images.shape[1:3])
-        self._model, self._params = model, params
+        self._model, self._params, self._cluster, self._shares = model, params, cluster, shares
         self._training, self._validation = training, validation
         self._optimizer = build_optimizer(params)
-        self._steps = TrainingSteps(model, self._optimizer, params)
+        self._steps = TrainingSteps(model, self._optimizer, params, cluster)
         self._predict = Predictor(model)
+        # Cut between batches, so that each image is computed in the same batch whoever does it.
+        self._validated = cluster.part(len(validation.images), BATCH_SIZE)
         self._steps_per_epoch = -(-len(training.images) // params.batch_size)
         self._rates = learning_rates(params, self._steps_per_epoch, params.epochs)
         model.optimizer, model.stop_training = self._optimizer, False
@@ -118,19 +124,21 @@ class Trainer:
         if self._params.early_stopping:
             self._assign(self._model.variables, self._best)
         self._callbacks.on_train_end()
-        checkpoints.clear()
+        if self._cluster.chief:
+            checkpoints.clear()
         return progress.history, progress.best_epoch if self._params.early_stopping else progress.epoch - 1
 
     def _train_epoch(self, progress: Progress, checkpoints: Checkpoints) -> None:
         self._callbacks.on_epoch_begin(progress.epoch)
         order = epoch_order(self._params.seed, progress.epoch, len(self._training.images))
-        for images, labels in self._batches(order, progress.step):
+        for images, labels, batch in self._batches(order, progress.step):
             first = progress.epoch * self._steps_per_epoch + progress.step
             self._callbacks.on_train_batch_begin(progress.step)
-            losses, hits = self._steps(images, labels, self._rates[first : first + len(images)], first)
+            rates = self._rates[first : first + images.shape[1]]
+            losses, hits = self._steps(images, labels, rates, first, batch)
             self._check_finite(losses, progress)
             progress.step += len(losses)
-            progress.loss += float(losses.sum(dtype=np.float64)) * images.shape[1]
+            progress.loss += float(losses.sum(dtype=np.float64)) * batch
             progress.hits += int(hits.sum())
             seen = min(progress.step * self._params.batch_size, len(order))
             logs = {"loss": progress.loss / seen, "accuracy": progress.hits / seen}
@@ -140,8 +148,8 @@ class Trainer:
 
     def _batches(
         self, order: NDArray[np.int64], step: int
-    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Yield images (K, B, H, W, C) and labels (K, B, classes) from `step` on, one call's worth ahead."""
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], int]]:
+        """Yield images, labels and size of the batches from `step` on, as the steps want them, a call ahead."""
         size = self._params.batch_size
         full = len(order) // size
         calls = max(1, IMAGES_PER_CALL // size)
@@ -150,9 +158,15 @@ class Trainer:
         if len(order) > full * size and step <= full:
             spans.append((full * size, len(order), len(order) - full * size))
 
-        def gather(start: int, stop: int, batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-            images, labels = self._training.take(order[start:stop])
-            return images.reshape(-1, batch, *images.shape[1:]), labels.reshape(-1, batch, labels.shape[1])
+        def gather(start: int, stop: int, batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+            shares = self._shares(batch, self._cluster.local_replicas, self._cluster.replicas)
+            chosen = order[start:stop].reshape(-1, batch)[:, shares].swapaxes(0, 1)  # (L, K, n)
+            images, labels = self._training.take(chosen.ravel())
+            return (
+                images.reshape(*chosen.shape, *images.shape[1:]),
+                labels.reshape(*chosen.shape, labels.shape[1]),
+                batch,
+            )
 
         if not spans:
             return  # the checkpoint was written between the last batch and the end of its epoch
@@ -193,8 +207,11 @@ class Trainer:
 
     def _validate(self) -> tuple[float, float]:
         """Mean cross-entropy in nats and accuracy on the validation split."""
-        probabilities = self._predict(self._validation.images)
         labels = self._validation.labels.argmax(axis=1)
+        mine = self._validated
+        probabilities = np.zeros(self._validation.labels.shape, np.float32)
+        probabilities[mine] = self._predict(self._validation.images[mine])
+        probabilities = self._cluster.total(probabilities)
         chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
         # Keras's own bound, so that a certain mistake costs the same here and in its metrics.
         loss = -np.log(np.clip(chosen, 1e-7, 1 - 1e-7)).mean()
@@ -203,28 +220,48 @@ class Trainer:
     def _stop(self, progress: Progress) -> bool:
         patience = self._params.early_stopping
         impatient = bool(patience) and 0 <= progress.best_epoch < progress.epoch - patience
-        return impatient or bool(self._model.stop_training)
+        # A callback may stop on one process alone, by its clock say; the others would wait for it for ever.
+        stops = np.zeros(self._cluster.size, np.int32)
+        stops[self._cluster.rank] = bool(self._model.stop_training)
+        return impatient or bool(self._cluster.total(stops).any())
 
     def _state(self) -> list[Any]:
         # Keras counts generators' states among a model's variables, though not among its weights.
         return [*self._model.variables, *self._optimizer.variables]
 
     def _save(self, progress: Progress, checkpoints: Checkpoints) -> None:
-        progress.stopped = bool(self._model.stop_training)
-        progress.callbacks = [_scalars(callback) for callback in self._callbacks.callbacks]
-        arrays = [variable.numpy() for variable in self._state()]
-        checkpoints.save(progress.epoch, progress.step, [*arrays, *self._best], asdict(progress))
+        if self._cluster.chief:
+            progress.stopped = bool(self._model.stop_training)
+            progress.callbacks = [_scalars(callback) for callback in self._callbacks.callbacks]
+            arrays = [variable.numpy() for variable in self._state()]
+            checkpoints.save(progress.epoch, progress.step, [*arrays, *self._best], asdict(progress))
         self._saved = time.monotonic()
 
     def _resume(self, checkpoints: Checkpoints) -> Progress:
-        found = checkpoints.latest()
-        if found is None:
-            return Progress()
-        arrays, state = found
-        variables = self._state()
-        self._assign(variables, arrays[: len(variables)])
-        self._best = arrays[len(variables) :]
-        return Progress(**state)
+        content = self._cluster.share(checkpoints.latest() if self._cluster.chief else b"")
+        progress = Progress()
+        if content:
+            arrays, state = unpack(content)
+            progress = Progress(**state)
+            variables = self._state()
+            self._assign(variables, arrays[: len(variables)])
+            self._best = arrays[len(variables) :]
+            if self._cluster.chief:
+                print(f"train: resuming after epoch {progress.epoch}, step {progress.step}", file=sys.stderr)
+        self._part_generators()
+        return progress
+
+    def _part_generators(self) -> None:
+        """Let each device draw dropout of its own: by its number, so that the first's state tells those of all."""
+        weights = {id(weight) for weight in self._model.weights}
+        generators = [variable for variable in self._model.variables if id(variable) not in weights]
+        for generator in generators:
+            seed = generator.numpy()
+            replicas = self._cluster.local_replicas
+            for replica, state in zip(
+                replicas, self._cluster.strategy.experimental_local_results(generator.value), strict=True
+            ):
+                state.assign(seed + np.array([replica, 0], seed.dtype))
 
     def _restore_callbacks(self, progress: Progress) -> None:
         # After on_train_begin, where callbacks start their counters.

@@ -33,6 +33,9 @@ class RuntimeParams(Section):
     cpu_isa: Literal["native", "avx2"]
     precision: Literal["float32", "bfloat16", "float16"]
     emulate: bool  # a precision that this machine does not compute in, at a fraction of the speed
+    # Which devices share each batch of training: one; several of this machine; those of all machines of a cluster.
+    strategy: Literal["single", "mirrored", "multi_worker"]
+    devices: int = Field(ge=1, le=64)  # of mirrored
 
 
 def start(params: RuntimeParams, seed: int) -> None:
@@ -63,7 +66,7 @@ def start(params: RuntimeParams, seed: int) -> None:
         policy = params.precision if params.precision == "float32" else f"mixed_{params.precision}"
         keras.config.set_dtype_policy(policy)
         keras.utils.set_random_seed(seed)
-        devices = tf.config.list_logical_devices("GPU")
+        devices = tf.config.list_physical_devices("GPU")
     if params.precision == "float16" and not params.emulate and not devices:
         raise StageError(
             "runtime.precision: float16 needs a GPU, and TensorFlow finds none here; use float32, or "
@@ -71,12 +74,14 @@ def start(params: RuntimeParams, seed: int) -> None:
         )
 
 
-def write_environment(record: Path, log: Path, params: RuntimeParams, model_sha256: str, seconds: float) -> None:
+def write_environment(
+    record: Path, log: Path, params: RuntimeParams, model_sha256: str, seconds: float, replicas: int = 1
+) -> None:
     """Write what a run was made on, which may explain that its bytes differ: machine, system, versions, settings.
 
     record: for git, and not for DVC, which would keep no run of a stage with such an output; so DVC does not bring
     it back with the results either, and the model's SHA-256 tells whether it is theirs. log: with the duration in
-    seconds, not tracked.
+    seconds, not tracked. replicas: the devices that shared each batch, whose number no param tells.
     """
     from tensorflow.python.framework.config import is_op_determinism_enabled  # its public API only sets it
 
@@ -89,6 +94,7 @@ def write_environment(record: Path, log: Path, params: RuntimeParams, model_sha2
         "libc": " ".join(platform.libc_ver()),
         "model_sha256": model_sha256,
         "python": platform.python_version(),
+        "replicas": replicas,
         "runtime": params.model_dump(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),

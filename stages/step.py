@@ -1,7 +1,12 @@
-"""The compiled part of training: many steps of forward, backward and update in one call from Python."""
+"""The compiled part of training: many steps of forward, backward and update in one call from Python.
+
+A batch is shared equally by the devices of TensorFlow's strategy. Loss and gradients are sums over all of them, so
+that a step means the same however many there are.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -12,17 +17,27 @@ from numpy.typing import NDArray
 from stages.augmentation import augment
 
 if TYPE_CHECKING:
+    from stages.cluster import Cluster
     from stages.engine import TrainParams
 
 
 class TrainingSteps:
     """Training steps of `model` with `optimizer`, both changed in place."""
 
-    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, params: TrainParams) -> None:
+    def __init__(
+        self,
+        model: keras.Model,
+        optimizer: keras.optimizers.Optimizer,
+        params: TrainParams,
+        cluster: Cluster,
+    ) -> None:
         """Prepare the steps; TensorFlow traces them when they are first called with a batch size."""
-        self._model, self._optimizer, self._params = model, optimizer, params
+        self._model, self._optimizer, self._params, self._cluster = model, optimizer, params, cluster
         optimizer.build(model.trainable_variables)
-        self._loss = keras.losses.CategoricalCrossentropy(label_smoothing=params.label_smoothing)
+        if cluster.replicas > 1:
+            # The step sums the gradients itself, before they are clipped; Keras would again, after that.
+            inner = getattr(optimizer, "inner_optimizer", optimizer)
+            inner._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
         # A constant rate is left alone, so that a callback may change it as under `fit`.
         self._scheduled = params.schedule != "constant" or params.warmup_epochs > 0
         # One compiled loop for the full batches and one for the last, smaller batch of an epoch.
@@ -34,48 +49,79 @@ class TrainingSteps:
         labels: NDArray[np.float32],
         learning_rates: NDArray[np.float32],
         first: int,
+        batch: int,
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Take K steps and return each one's mean loss, float32 (K,), and number of hits, int32 (K,).
 
-        images: float32 (K, B, H, W, C); labels: float32 one-hot (K, B, classes); learning_rates: float32
-        (K,); first: the number, in the whole run, of the first of the steps.
+        images: float32 (L, K, n, H, W, C), of each of this process's L devices its n images of each batch, as
+        `shares` says which; labels: float32 one-hot (L, K, n, classes); learning_rates: float32 (K,); first: the
+        number, in the whole run, of the first of the steps; batch: images of each step on all devices together.
         """
-        size = images.shape[1]
-        if size not in self._loops:
-            self._loops[size] = tf.function(
-                self._loop,
+        if batch not in self._loops:
+            self._loops[batch] = tf.function(
+                partial(self._loop, batch=batch),
                 input_signature=[
-                    tf.TensorSpec((None, *images.shape[1:]), tf.float32),
-                    tf.TensorSpec((None, *labels.shape[1:]), tf.float32),
+                    tf.TensorSpec((len(images), None, *images.shape[2:]), tf.float32),
+                    tf.TensorSpec((len(labels), None, *labels.shape[2:]), tf.float32),
                     tf.TensorSpec((None,), tf.float32),
                     tf.TensorSpec((), tf.int32),
                 ],
             )
-        losses, hits = self._loops[size](images, labels, learning_rates, np.int32(first))
+        losses, hits = self._loops[batch](images, labels, learning_rates, np.int32(first))
         return losses.numpy(), hits.numpy()
 
     def _loop(
-        self, images: tf.Tensor, labels: tf.Tensor, learning_rates: tf.Tensor, first: tf.Tensor
+        self, images: tf.Tensor, labels: tf.Tensor, learning_rates: tf.Tensor, first: tf.Tensor, batch: int
     ) -> tuple[tf.Tensor, tf.Tensor]:
+        strategy = self._cluster.strategy
         steps = tf.shape(learning_rates)[0]
         losses = tf.TensorArray(tf.float32, steps)
         hits = tf.TensorArray(tf.int32, steps)
         for index in tf.range(steps):
             if self._scheduled:
                 self._optimizer.learning_rate.assign(learning_rates[index])
-            loss, correct = self._step(images[index], labels[index], first + index)
-            losses = losses.write(index, loss)
-            hits = hits.write(index, correct)
+            loss, correct = strategy.run(self._step, args=(images, labels, index, first + index, batch))
+            losses = losses.write(index, strategy.experimental_local_results(loss)[0])
+            hits = hits.write(index, strategy.experimental_local_results(correct)[0])
         return losses.stack(), hits.stack()
 
-    def _step(self, images: tf.Tensor, labels: tf.Tensor, step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        images = augment(self._params, images, self._params.seed, step)
+    def _step(
+        self, images: tf.Tensor, labels: tf.Tensor, index: tf.Tensor, step: tf.Tensor, batch: int
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """One device's part of a step; loss and hits are those of all devices."""
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        local = replica - self._cluster.local_replicas[0]
+        images, labels = images[local, index], labels[local, index]
+        share = images.shape[0]
+        places = tf.range(share) + replica * share
+        counts = tf.cast(places < batch, tf.float32)
+        images = augment(self._params, images, self._params.seed, step, tf.minimum(places, batch - 1), batch)
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
             probabilities = self._model(images, training=True)
-            loss = self._loss(labels, probabilities)
+            loss = tf.reduce_sum(counts * self._loss(labels, probabilities)) / batch
             scaled = self._optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, [variable.value for variable in variables])
-        self._optimizer.apply(gradients, variables)
         correct = tf.equal(tf.argmax(probabilities, -1), tf.argmax(labels, -1))
-        return loss, tf.reduce_sum(tf.cast(correct, tf.int32))
+        hits = tf.reduce_sum(counts * tf.cast(correct, tf.float32))
+        if self._cluster.replicas > 1:
+            *gradients, loss, hits = tf.distribute.get_replica_context().all_reduce(
+                tf.distribute.ReduceOp.SUM, [*gradients, loss, hits]
+            )
+        self._optimizer.apply(gradients, variables)
+        return loss, tf.cast(hits, tf.int32)
+
+    def _loss(self, labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
+        """Cross-entropy of each image in nats, float32 (n,)."""
+        smoothing = self._params.label_smoothing
+        return keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=smoothing)
+
+
+def shares(batch: int, replicas: range, of: int) -> NDArray[np.int64]:
+    """Return which images of a batch each of the `replicas` gets, out of `of` in all: int64 (L, n).
+
+    All get equally many. Where a batch has not enough for that, its last image fills up, and does not count.
+    """
+    each = -(-batch // of)
+    places = np.arange(each, dtype=np.int64) + each * np.array(replicas)[:, None]
+    return np.asarray(np.minimum(places, batch - 1))

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from stages.failure import StageError
 from stages.model import ModelParams, build_model
 from stages.optimization import notes
 from stages.outputs import require_space, write_json, write_table
-from stages.params import load
+from stages.params import Section, load
 from stages.records import Statistics, read_record, read_split
 from stages.runtime import RuntimeParams
 
@@ -34,45 +35,71 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 
 
+# What is loaded only after `runtime.start`, as it loads TensorFlow.
+LATER = ("archive", "cluster", "console", "fused_adam", "inference", "step")
+
+
 def main(arguments: Sequence[str]) -> None:
-    """Parse, load, train, save."""
+    """Parse, load, join the other processes if there are any, train, save."""
     options = _parse(arguments)
     params = load(options.params, "train", TrainParams)
     model_params = load(options.params, "model", ModelParams)
     runtime_params = load(options.params, "runtime", RuntimeParams)
-    with exclusive(options.model.parent):
-        statistics = read_record(options.processed / "statistics.json", Statistics)
-        training = read_split(options.processed, "train", statistics)
-        validation = read_split(options.processed, "validation", statistics)
+    statistics = read_record(options.processed / "statistics.json", Statistics)
+    training = read_split(options.processed, "train", statistics)
+    validation = read_split(options.processed, "validation", statistics)
 
-        began = time.time()
-        runtime.start(runtime_params, params.seed)
-        from stages.archive import save_model
+    began = time.time()
+    runtime.start(runtime_params, params.seed)
+    for name in LATER:
+        importlib.import_module(f"stages.{name}")
+    from stages.archive import save_model
+    from stages.cluster import joined
 
-        for note in notes(params, params.epochs):
-            print(f"train: {note}", file=sys.stderr)
+    own = [_named_callback(name) for name in params.callbacks]
+    digests = run_digests([params, model_params, runtime_params], statistics, code_files(params.callbacks))
+    with joined(runtime_params) as cluster, exclusive(options.model.parent) if cluster.chief else nullcontext():
+        cluster.agree(digests)
         model = build_model(model_params, training.images.shape[1:], training.labels.shape[1])
-        # The model, and two checkpoints of it with Adam's two moments, each written aside before it is moved.
-        require_space(options.model.parent, 12 * 4 * model.count_params())
-        callbacks = _callbacks(params, len(training.images), options.logs)
-        trainer = Trainer(model, params, training, validation, callbacks)
-        # After all that trains is loaded, so that its code is in the key.
-        choices = [params.model_dump(), model_params.model_dump(), runtime_params.model_dump()]
-        key = run_key(choices, statistics, code_files(params.callbacks))
-        history, saved = trainer.run(Checkpoints(options.checkpoints, key))
+        callbacks = own
+        if cluster.chief:
+            for note in notes(params, params.epochs):
+                print(f"train: {note}", file=sys.stderr)
+            # The model, and two checkpoints of it with Adam's two moments, each written aside before it is moved.
+            require_space(options.model.parent, 12 * 4 * model.count_params())
+            callbacks = [*own, *_displays(params, len(training.images), options.logs)]
+        trainer = Trainer(model, params, training, validation, callbacks, cluster)
+        history, saved = trainer.run(Checkpoints(options.checkpoints, run_key(digests, cluster.replicas)))
 
-        save_model(model, options.model)
-        digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
-        _save_metrics(options, model, digest, statistics, history, saved)
-        log, seconds = options.logs / "train.json", time.time() - began
-        runtime.write_environment(options.environment, log, runtime_params, digest, seconds)
+        if cluster.chief:
+            save_model(model, options.model)
+            digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
+            _save_metrics(options, model, digest, statistics, history, saved)
+            log, seconds = options.logs / "train.json", time.time() - began
+            runtime.write_environment(
+                options.environment, log, runtime_params, digest, seconds, replicas=cluster.replicas
+            )
 
 
-def run_key(choices: Sequence[Any], statistics: Statistics, code: Mapping[str, Path]) -> str:
-    """Return the SHA-256 of all that determines a run: params, data, code, the libraries' versions."""
+def run_digests(choices: Sequence[Section], statistics: Statistics, code: Mapping[str, Path]) -> dict[str, str]:
+    """Return the SHA-256, in hex, of each of the things that determine a run, by the name that people know."""
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in code.items()}
-    text = json.dumps([choices, statistics.model_dump(), files, runtime.versions()], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    contents = {
+        "params": [choice.model_dump() for choice in choices],
+        "data": statistics.model_dump(),
+        "code": files,
+        "library versions": runtime.versions(),
+    }
+    return {name: _sha256(content) for name, content in contents.items()}
+
+
+def run_key(digests: Mapping[str, str], replicas: int) -> str:
+    """Return the SHA-256, in hex, by which a run knows its checkpoints: of `digests` and the number of devices."""
+    return _sha256([digests, replicas])
+
+
+def _sha256(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def code_files(callbacks: Sequence[str]) -> dict[str, Path]:
@@ -98,14 +125,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def _callbacks(params: TrainParams, images: int, logs: Path) -> "list[keras.callbacks.Callback]":
+def _displays(params: TrainParams, images: int, logs: Path) -> "list[keras.callbacks.Callback]":
     import keras
 
     from stages.console import Console
 
-    own = [_named_callback(name) for name in params.callbacks]
     board = keras.callbacks.TensorBoard(logs / "tensorboard" / time.strftime("%Y%m%d-%H%M%S"))
-    return [board, *own, Console(images, params.batch_size, params.epochs)]
+    return [board, Console(images, params.batch_size, params.epochs)]
 
 
 def _named_callback(name: str) -> "keras.callbacks.Callback":

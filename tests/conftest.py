@@ -34,7 +34,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def started() -> None:
     """TensorFlow in this process as a stage has it: the threads can be set only before its first operation."""
-    runtime.start(runtime.RuntimeParams(threads=2, cpu_isa="native", precision="float32", emulate=False), seed=0)
+    runtime.start(
+        runtime.RuntimeParams(
+            threads=2, cpu_isa="native", precision="float32", emulate=False, strategy="single", devices=1
+        ),
+        seed=0,
+    )
 
 
 @pytest.fixture(scope="session")

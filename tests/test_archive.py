@@ -23,7 +23,8 @@ import sys
 from pathlib import Path
 from stages import runtime
 
-runtime.start(runtime.RuntimeParams(threads=2, cpu_isa="native", precision="float32", emulate=False), 0)
+params = {"cpu_isa": "native", "precision": "float32", "emulate": False, "strategy": "single", "devices": 1}
+runtime.start(runtime.RuntimeParams(threads=2, **params), 0)
 from stages.archive import save_model
 from tests.test_archive import build
 

@@ -1,6 +1,7 @@
 """stages/augmentation.py: which changes of an image there are, and that (seed, step) alone draws them."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -20,8 +21,13 @@ BOTH = AugmentationParams(flip=True, shift=2)
 IMAGES = np.random.default_rng(0).random((200, 6, 7, 3), np.float32)
 
 
-def augmented(params: AugmentationParams, seed: int = 0, step: int = 0) -> NDArray[np.float32]:
-    changed: NDArray[np.float32] = augment(params, tf.constant(IMAGES), seed, tf.constant(step)).numpy()
+def augmented(
+    params: AugmentationParams, seed: int = 0, step: int = 0, places: Sequence[int] = range(len(IMAGES))
+) -> NDArray[np.float32]:
+    images = tf.constant(IMAGES[list(places)])
+    changed: NDArray[np.float32] = augment(
+        params, images, seed, tf.constant(step), tf.constant(places), len(IMAGES)
+    ).numpy()
     return changed
 
 
@@ -63,7 +69,7 @@ def test_the_same_seed_and_step_give_the_same_pixels(params: AugmentationParams)
 @pytest.mark.parametrize("params", [FLIP, SHIFT])
 @pytest.mark.parametrize("other", [{"seed": 3, "step": 6}, {"seed": 4, "step": 5}])
 def test_another_seed_or_step_gives_other_pixels(params: AugmentationParams, other: dict[str, int]) -> None:
-    assert (augmented(params, seed=3, step=5) != augmented(params, **other)).any(axis=(1, 2, 3)).mean() > 0.3
+    assert (augmented(params, seed=3, step=5) != augmented(params, other["seed"], other["step"])).any(axis=(1, 2, 3)).mean() > 0.3
 
 
 @pytest.mark.parametrize("seed", [0, 2**30 - 1])
@@ -74,10 +80,14 @@ def test_every_seed_and_step_that_params_admit_will_do(seed: int, step: int) -> 
 
 def test_a_compiled_batch_of_unknown_size_is_changed_like_any_other() -> None:
     compiled = tf.function(
-        lambda images, step: augment(BOTH, images, 3, step),
+        lambda images, step: augment(BOTH, images, 3, step, tf.range(len(IMAGES)), len(IMAGES)),
         input_signature=[tf.TensorSpec((None, *IMAGES.shape[1:]), tf.float32), tf.TensorSpec((), tf.int32)],
     )
     np.testing.assert_array_equal(compiled(IMAGES, np.int32(5)).numpy(), augmented(BOTH, seed=3, step=5))
+
+
+def test_a_share_of_a_batch_is_changed_as_the_whole_batch_is() -> None:
+    np.testing.assert_array_equal(augmented(BOTH, places=range(50, 130)), augmented(BOTH)[50:130])
 
 
 def test_a_shift_as_long_as_the_image_is_refused_by_key() -> None:

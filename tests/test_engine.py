@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from stages.checkpoints import Checkpoints
+from stages.cluster import alone
 from stages.engine import Trainer, TrainParams, epoch_order
 from stages.failure import StageError
 from stages.model import Block, ModelParams, build_model
@@ -56,7 +57,7 @@ def train(
     model: keras.Model, folder: Path, *callbacks: keras.callbacks.Callback, **changes: Any
 ) -> tuple[list[dict[str, float]], int]:
     params = TrainParams(**{**PLAIN, **changes})
-    trainer = Trainer(model, params, split(slice(IMAGES)), split(slice(300)), callbacks)
+    trainer = Trainer(model, params, split(slice(IMAGES)), split(slice(300)), callbacks, alone())
     return trainer.run(Checkpoints(folder, "k" * 64))
 
 
@@ -110,7 +111,7 @@ AUGMENTED = {"flip": True, "shift": 1, "early_stopping": 1, "schedule": "step"}
     ],
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(
-    tmp_path: Path, method: str, call: int, changes: dict[str, Any]
+    tmp_path: Path, method: str, call: int, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     undisturbed = build()
     expected = train(undisturbed, tmp_path / "a", **changes)
@@ -120,6 +121,7 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
     model = build()
     model.set_weights([weight * 0 for weight in model.get_weights()])  # so that nothing comes from the seed
     assert train(model, tmp_path / "b", **changes) == expected
+    assert "train: resuming after epoch " in capsys.readouterr().err
     for found, wanted in zip(weights(model), weights(undisturbed), strict=True):
         np.testing.assert_array_equal(found, wanted)
 

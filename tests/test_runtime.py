@@ -18,7 +18,9 @@ from stages.failure import StageError
 from stages.runtime import RuntimeParams
 
 ROOT = Path(__file__).parent.parent
-PARAMS = RuntimeParams(threads=2, cpu_isa="native", precision="float32", emulate=False)
+PARAMS = RuntimeParams(
+    threads=2, cpu_isa="native", precision="float32", emulate=False, strategy="single", devices=1
+)
 
 # Three threads and AVX2, as neither is what this or another machine has anyway.
 STARTED = """
@@ -26,7 +28,8 @@ import json, os
 from pathlib import Path
 from stages import runtime
 
-runtime.start(runtime.RuntimeParams(threads=3, cpu_isa="avx2", precision="float32", emulate=False), seed=0)
+params = {"cpu_isa": "avx2", "precision": "float32", "emulate": False, "strategy": "single", "devices": 1}
+runtime.start(runtime.RuntimeParams(threads=3, **params), seed=0)
 import keras
 import tensorflow as tf
 
@@ -128,7 +131,8 @@ def test_a_failing_import_shows_what_was_held_back(tmp_path: Path) -> None:
     )
     code = (
         "from stages import runtime\n"
-        "runtime.start(runtime.RuntimeParams(threads=1, cpu_isa='native', precision='float32', emulate=False), 0)"
+        "runtime.start(runtime.RuntimeParams(threads=1, cpu_isa='native', precision='float32', emulate=False, "
+        "strategy='single', devices=1), 0)"
     )
     failed = run(code, PYTHONPATH=str(tmp_path))
     assert failed.returncode == 1

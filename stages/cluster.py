@@ -1,0 +1,265 @@
+"""The devices and machines of one training: TensorFlow's strategy for them, and what its processes exchange.
+
+Each process of a cluster runs the same command; the first of them is the chief, which alone writes files. They
+find each other by TF_CONFIG (as Kubeflow and others set it) or by SLURM's variables, and never by params.yaml:
+where a run is computed is no choice of its result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+from numpy.typing import NDArray
+
+from stages.failure import StageError
+from stages.runtime import RuntimeParams
+
+# How long a process waits for the others before the training begins. Later, TensorFlow itself misses one that is
+# gone at once, and one that is cut off after ten seconds without its heartbeat.
+SECONDS_VARIABLE = "CLUSTER_SECONDS"
+SECONDS = 60.0
+PROBE_SECONDS = 2.0
+JOBS = ("chief", "worker")  # in the order of their ranks
+# SLURM says which hosts a job has, but no port; one made of the job's number keeps two jobs on a host apart.
+SLURM_PORTS = 20_000, 10_000  # the first, how many
+
+AGAIN = "then start all again; the chief resumes from its last checkpoint"
+README = "see 'Several machines' in the README"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """A process of the cluster, as TF_CONFIG names it."""
+
+    job: str
+    index: int
+    address: str
+
+    def __str__(self) -> str:
+        """Tell which it is and where, for messages."""
+        return f"{self.job} {self.index} at {self.address}"
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """The processes that train one model together; without a cluster, this process alone."""
+
+    strategy: tf.distribute.Strategy
+    workers: tuple[Worker, ...] = ()  # the chief first; empty when this process is alone
+    rank: int = 0  # of this process among them
+
+    @property
+    def chief(self) -> bool:
+        """Whether this process writes the files."""
+        return self.rank == 0
+
+    @property
+    def size(self) -> int:
+        """The number of processes."""
+        return max(1, len(self.workers))
+
+    @property
+    def replicas(self) -> int:
+        """The number of devices, over all processes, that share each batch."""
+        return int(self.strategy.num_replicas_in_sync)
+
+    @property
+    def local_replicas(self) -> range:
+        """Which of the replicas are this process's."""
+        each = self.replicas // self.size
+        return range(self.rank * each, (self.rank + 1) * each)
+
+    def part(self, count: int, unit: int) -> slice:
+        """Return this process's part of `count` items, cut only between whole `unit`s of them."""
+        units = -(-count // unit)
+        return slice(self.rank * units // self.size * unit, (self.rank + 1) * units // self.size * unit)
+
+    def agree(self, digests: Mapping[str, str]) -> None:
+        """Raise `StageError` on every process when one has not the chief's `digests`, SHA-256 in hex by name."""
+        mine = np.frombuffer(bytes.fromhex("".join(digests.values())), np.uint8)
+        table = np.zeros((self.size, len(mine)), np.uint8)
+        table[self.rank] = mine
+        per_digest = self.total(table).reshape(self.size, len(digests), -1)
+        for worker, other in zip(self.workers, (per_digest != per_digest[0]).any(axis=2), strict=False):
+            if other.any():
+                names = " and ".join(name for name, differs in zip(digests, other, strict=True) if differs)
+                raise StageError(
+                    f"{worker} has not the {names} of {self.workers[0]}: bring both to the same commit, "
+                    f"params.yaml, data/processed and installed packages, {AGAIN}"
+                )
+
+    def share(self, content: bytes) -> bytes:
+        """Return the chief's `content` on every process; that of the others is not read."""
+        content = content if self.chief else b""
+        length = int(self.total(np.array([len(content)], np.int64))[0])
+        padded = np.zeros(length, np.uint8)
+        padded[: len(content)] = np.frombuffer(content, np.uint8)
+        return self.total(padded).tobytes()
+
+    def total(self, mine: NDArray[Any]) -> NDArray[Any]:
+        """Return what all processes give, each its own part of an array that is zero elsewhere.
+
+        The parts are put together bit by bit: also floating-point numbers arrive as they were.
+        """
+        if self.size == 1:
+            return mine
+        content = mine.tobytes()
+        words = np.frombuffer(content + bytes(-len(content) % 4), np.int32)
+        return np.frombuffer(self._sum(words).tobytes()[: len(content)], mine.dtype).reshape(mine.shape)
+
+    def _sum(self, words: NDArray[np.int32]) -> NDArray[np.int32]:
+        first = self.local_replicas[0]
+
+        def summed(values: tf.Tensor) -> Any:
+            def replica() -> tf.Tensor:
+                context = tf.distribute.get_replica_context()
+                counts = tf.cast(tf.equal(context.replica_id_in_sync_group, first), tf.int32)
+                return context.all_reduce(tf.distribute.ReduceOp.SUM, values * counts)
+
+            return self.strategy.run(replica)
+
+        with self.strategy.scope():
+            result = self.strategy.experimental_local_results(tf.function(summed)(tf.constant(words)))[0].numpy()
+        return np.asarray(result)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Turn TensorFlow's error for a process that is gone into a `StageError` that names it."""
+        try:
+            yield
+        except tf.errors.OpError as error:
+            lost = re.search(r"/job:(\w+)/(?:replica:\d+/)?task:(\d+)", error.message.partition("aborted by")[2])
+            if self.size == 1 or not re.search("aborted by|CoordinationService", error.message):
+                raise
+            named = [each for each in self.workers if lost and lost.groups() == (each.job, str(each.index))]
+            # TensorFlow names nobody when it is the chief, which counts the heartbeats, that is silent.
+            gone = (named or self.workers)[0]
+            raise StageError(f"{gone} is gone or cannot be reached: see its own last line, {AGAIN}") from None
+
+
+def alone() -> Cluster:
+    """Return the cluster of this process alone, on TensorFlow's default device."""
+    return Cluster(tf.distribute.get_strategy())
+
+
+@contextmanager
+def joined(params: RuntimeParams) -> Iterator[Cluster]:
+    """Give the cluster that `params.strategy` and the environment describe, complete, its strategy in scope.
+
+    Raises `StageError` when the environment or the machine has not what `params` ask for, or when a process of the
+    cluster is gone. When the others are not there in time, it ends the process itself, with one line: TensorFlow
+    waits for them inside a call that nothing interrupts.
+    """
+    match params.strategy:
+        case "single":
+            cluster = Cluster(tf.distribute.get_strategy())
+        case "mirrored":
+            cluster = Cluster(tf.distribute.MirroredStrategy(_devices(params.devices)))
+        case "multi_worker":
+            cluster = _join(*read_cluster(os.environ))
+    with cluster.strategy.scope(), cluster.watched():
+        yield cluster
+
+
+def read_cluster(environment: Mapping[str, str]) -> tuple[tuple[Worker, ...], int]:
+    """Return the processes that `environment` names, the chief first, and the rank of this one.
+
+    Raises `StageError` when it names none, or not as TF_CONFIG has to.
+    """
+    if "TF_CONFIG" in environment:
+        return _read_tf_config(environment["TF_CONFIG"])
+    if "SLURM_PROCID" in environment:
+        first, count = SLURM_PORTS
+        port = first + int(environment.get("SLURM_JOB_ID", "0")) % count
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port, auto_set_gpu=False)
+        addresses = resolver.cluster_spec().as_dict()["worker"]
+        return tuple(Worker("worker", *each) for each in enumerate(addresses)), int(environment["SLURM_PROCID"])
+    raise StageError(f"runtime.strategy: multi_worker needs TF_CONFIG, or to be run by SLURM's srun; {README}")
+
+
+def _read_tf_config(text: str) -> tuple[tuple[Worker, ...], int]:
+    try:
+        config = json.loads(text)
+        jobs, task = config["cluster"], config["task"]
+        workers = tuple(Worker(job, *each) for job in JOBS for each in enumerate(jobs.get(job, [])))
+        if odd := [str(worker) for worker in workers if not re.fullmatch(r".+:[0-9]+", worker.address)]:
+            raise ValueError(f"host:port expected, found {odd[0]}")
+        rank = [(worker.job, worker.index) for worker in workers].index((task["type"], int(task["index"])))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise StageError(
+            f"TF_CONFIG: {type(error).__name__}: {error}; it has to be like "
+            '{"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}'
+        ) from None
+    return workers, rank
+
+
+def _devices(count: int) -> list[str]:
+    """The names of `count` GPUs, or on a machine without any, of as many devices on its CPU."""
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus:
+        if len(gpus) < count:
+            raise StageError(f"runtime.devices: {count} asked for, and TensorFlow finds {len(gpus)} GPUs")
+        return [f"GPU:{index}" for index in range(count)]
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * count
+    )
+    return [f"CPU:{index}" for index in range(count)]
+
+
+def _join(workers: tuple[Worker, ...], rank: int) -> Cluster:
+    try:
+        seconds = float(os.environ.get(SECONDS_VARIABLE, SECONDS))
+    except ValueError:
+        raise StageError(f"{SECONDS_VARIABLE}: a number of seconds expected") from None
+    patience = threading.Timer(seconds, _give_up, [workers, rank, seconds])
+    patience.daemon = True
+    patience.start()
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({job: [each.address for each in workers if each.job == job] for job in JOBS}),
+        task_type=workers[rank].job,
+        task_id=workers[rank].index,
+        rpc_layer="grpc",
+    )
+    try:
+        cluster = Cluster(tf.distribute.MultiWorkerMirroredStrategy(resolver), workers, rank)
+    except tf.errors.OpError as error:
+        raise StageError(
+            f"{workers[rank]}: TensorFlow cannot join the others: {error.message.splitlines()[0]}; is the address "
+            f"this machine's, and its port free? {README}"
+        ) from None
+    cluster.total(np.zeros(1, np.int32))  # returns when all are there
+    patience.cancel()
+    return cluster
+
+
+def _give_up(workers: tuple[Worker, ...], rank: int, seconds: float) -> None:
+    """End this process, and name those of the others that do not answer."""
+    silent = [str(worker) for worker in workers if worker != workers[rank] and not _answers(worker.address)]
+    problem = f"no answer from {', '.join(silent)}" if silent else "the others are there, and do not take part"
+    print(
+        f"train: {problem} within {seconds:g} seconds ({SECONDS_VARIABLE}): start each worker once, with its own "
+        "index, then start all again",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(1)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
+    except OSError:
+        return False
+    return True
