@@ -225,8 +225,10 @@ def _join(workers: tuple[Worker, ...], rank: int) -> Cluster:
     patience = threading.Timer(seconds, _give_up, [workers, rank, seconds])
     patience.daemon = True
     patience.start()
+    # TensorFlow 2.21 ends in a segmentation fault when a job has no process.
+    jobs = {each.job: [other.address for other in workers if other.job == each.job] for each in workers}
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
-        tf.train.ClusterSpec({job: [each.address for each in workers if each.job == job] for job in JOBS}),
+        tf.train.ClusterSpec(jobs),
         task_type=workers[rank].job,
         task_id=workers[rank].index,
         rpc_layer="grpc",
