@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,8 @@ class Cluster:
     def part(self, count: int, unit: int) -> slice:
         """Return this process's part of `count` items, cut only between whole `unit`s of them."""
         units = -(-count // unit)
-        return slice(self.rank * units // self.size * unit, (self.rank + 1) * units // self.size * unit)
+        start, stop = (-(-rank * units // self.size) * unit for rank in (self.rank, self.rank + 1))
+        return slice(start, stop)
 
     def agree(self, digests: Mapping[str, str]) -> None:
         """Raise `StageError` on every process when one has not the chief's `digests`, SHA-256 in hex by name."""
@@ -112,26 +114,28 @@ class Cluster:
 
         The parts are put together bit by bit: also floating-point numbers arrive as they were.
         """
-        if self.size == 1:
+        if self.size == 1 or not mine.size:  # TensorFlow ends in a segmentation fault when it sums nothing
             return mine
         content = mine.tobytes()
         words = np.frombuffer(content + bytes(-len(content) % 4), np.int32)
         return np.frombuffer(self._sum(words).tobytes()[: len(content)], mine.dtype).reshape(mine.shape)
 
     def _sum(self, words: NDArray[np.int32]) -> NDArray[np.int32]:
-        first = self.local_replicas[0]
-
-        def summed(values: tf.Tensor) -> Any:
-            def replica() -> tf.Tensor:
-                context = tf.distribute.get_replica_context()
-                counts = tf.cast(tf.equal(context.replica_id_in_sync_group, first), tf.int32)
-                return context.all_reduce(tf.distribute.ReduceOp.SUM, values * counts)
-
-            return self.strategy.run(replica)
-
         with self.strategy.scope():
-            result = self.strategy.experimental_local_results(tf.function(summed)(tf.constant(words)))[0].numpy()
-        return np.asarray(result)
+            total = self._compiled_sum(words)
+        return np.asarray(self.strategy.experimental_local_results(total)[0].numpy())
+
+    @cached_property
+    def _compiled_sum(self) -> Any:
+        first = self.local_replicas[0]  # it alone counts, as each device of a process is given the same
+
+        def one(values: tf.Tensor) -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            counts = tf.cast(tf.equal(context.replica_id_in_sync_group, first), tf.int32)
+            return context.all_reduce(tf.distribute.ReduceOp.SUM, values * counts)
+
+        signature = [tf.TensorSpec((None,), tf.int32)]
+        return tf.function(lambda values: self.strategy.run(one, args=(values,)), input_signature=signature)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -180,12 +184,26 @@ def read_cluster(environment: Mapping[str, str]) -> tuple[tuple[Worker, ...], in
     if "TF_CONFIG" in environment:
         return _read_tf_config(environment["TF_CONFIG"])
     if "SLURM_PROCID" in environment:
-        first, count = SLURM_PORTS
-        port = first + int(environment.get("SLURM_JOB_ID", "0")) % count
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(port_base=port, auto_set_gpu=False)
+        return _read_slurm(environment)
+    raise StageError(f"runtime.strategy: multi_worker needs TF_CONFIG, or to be run by SLURM's srun; {README}")
+
+
+def _read_slurm(environment: Mapping[str, str]) -> tuple[tuple[Worker, ...], int]:
+    first, count = SLURM_PORTS
+    try:
+        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+            port_base=first + int(environment["SLURM_JOB_ID"]) % count,
+            # Nothing of GPUs is asked of it, and without these it looks for an NVIDIA driver.
+            gpus_per_node=int(environment["SLURM_STEP_NUM_TASKS"]),
+            gpus_per_task=1,
+            auto_set_gpu=False,
+        )
         addresses = resolver.cluster_spec().as_dict()["worker"]
         return tuple(Worker("worker", *each) for each in enumerate(addresses)), int(environment["SLURM_PROCID"])
-    raise StageError(f"runtime.strategy: multi_worker needs TF_CONFIG, or to be run by SLURM's srun; {README}")
+    except (LookupError, ValueError, RuntimeError) as error:
+        raise StageError(
+            f"SLURM's variables do not tell the cluster ({error}): start the training by srun; {README}"
+        ) from None
 
 
 def _read_tf_config(text: str) -> tuple[tuple[Worker, ...], int]:

@@ -210,7 +210,8 @@ class Trainer:
         labels = self._validation.labels.argmax(axis=1)
         mine = self._validated
         probabilities = np.zeros(self._validation.labels.shape, np.float32)
-        probabilities[mine] = self._predict(self._validation.images[mine])
+        if mine.start < mine.stop:
+            probabilities[mine] = self._predict(self._validation.images[mine])
         probabilities = self._cluster.total(probabilities)
         chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
         # Keras's own bound, so that a certain mistake costs the same here and in its metrics.

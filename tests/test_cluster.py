@@ -1,0 +1,122 @@
+"""stages/cluster.py in one process: who takes part, and how work is divided. With several: test_distributed.py."""
+
+import json
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from stages.cluster import Cluster, Worker, alone, joined, read_cluster
+from stages.failure import StageError
+from stages.runtime import RuntimeParams
+from stages.step import shares
+
+pytestmark = pytest.mark.usefixtures("started")
+
+HOSTS = ["a:1", "b:2", "c:3"]
+
+
+def tf_config(cluster: object, job: str, index: object) -> dict[str, str]:
+    return {"TF_CONFIG": json.dumps({"cluster": cluster, "task": {"type": job, "index": index}})}
+
+
+@pytest.mark.parametrize(
+    ("cluster", "job", "index", "rank"),
+    [
+        ({"worker": HOSTS}, "worker", 0, 0),
+        ({"worker": HOSTS}, "worker", "2", 2),  # some schedulers write it as text
+        ({"worker": HOSTS[1:], "chief": HOSTS[:1]}, "chief", 0, 0),
+        ({"worker": HOSTS[1:], "chief": HOSTS[:1]}, "worker", 1, 2),
+        ({"worker": HOSTS, "evaluator": ["d:4"]}, "worker", 1, 1),
+    ],
+)
+def test_the_chief_is_first_and_the_others_follow(cluster: object, job: str, index: object, rank: int) -> None:
+    workers, found = read_cluster(tf_config(cluster, job, index))
+    assert found == rank
+    assert [worker.address for worker in workers] == HOSTS
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({}, r"^runtime\.strategy: multi_worker needs TF_CONFIG, or to be run by SLURM's srun"),
+        ({"TF_CONFIG": "{"}, "^TF_CONFIG: JSONDecodeError: .* it has to be like "),
+        ({"TF_CONFIG": "[]"}, "^TF_CONFIG: TypeError"),
+        (
+            tf_config({"worker": ["a"]}, "worker", 0),
+            "^TF_CONFIG: ValueError: host:port expected, found worker 0 at a;",
+        ),
+        (tf_config({"worker": HOSTS}, "worker", 3), "^TF_CONFIG: ValueError"),
+        (tf_config({"worker": HOSTS}, "ps", 0), "^TF_CONFIG: ValueError"),
+        (tf_config({"worker": 5}, "worker", 0), "^TF_CONFIG: TypeError"),
+    ],
+)
+def test_an_environment_that_names_no_cluster_is_refused(environment: Mapping[str, str], problem: str) -> None:
+    with pytest.raises(StageError, match=problem):
+        read_cluster(environment)
+
+
+def test_slurm_s_variables_name_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm = {
+        "SLURM_JOB_ID": "71234",
+        "SLURM_PROCID": "2",
+        "SLURM_STEP_NUM_TASKS": "3",
+        "SLURM_STEP_NODELIST": "n[1-2],m1",
+        "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
+    }
+    for name, value in slurm.items():
+        monkeypatch.setenv(name, value)
+    workers, rank = read_cluster(slurm)
+    assert [str(worker) for worker in workers] == [
+        "worker 0 at n1:21234",
+        "worker 1 at n2:21234",
+        "worker 2 at m1:21234",
+    ]
+    assert rank == 2
+
+
+@pytest.mark.parametrize("replicas", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("batch", [1, 2, 7, 32])
+def test_each_image_of_a_batch_is_one_device_s(replicas: int, batch: int) -> None:
+    places = np.concatenate([shares(batch, range(one, one + 1), replicas)[0] for one in range(replicas)])
+    counted = np.arange(len(places)) < batch  # as in the step
+    assert places[counted].tolist() == list(range(batch))
+    assert (places[~counted] == batch - 1).all()
+
+
+def cluster(size: int, rank: int) -> Cluster:
+    workers = tuple(Worker("worker", index, f"host{index}:1") for index in range(size))
+    return Cluster(tf.distribute.get_strategy(), workers, rank)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [1, 500, 501, 10_000])
+def test_each_item_is_one_process_s_and_units_stay_whole(size: int, count: int) -> None:
+    parts = [cluster(size, rank).part(count, 500) for rank in range(size)]
+    assert [index for part in parts for index in range(count)[part]] == list(range(count))
+    assert all(part.start % 500 == 0 for part in parts)
+
+
+def test_a_process_alone_is_the_chief_and_agrees_with_itself() -> None:
+    one = alone()
+    assert (one.chief, one.size, one.replicas) == (True, 1, 1)
+    one.agree({"code": "ab" * 32})
+    assert one.share(b"content") == b"content"
+
+
+def test_another_error_of_tensorflow_is_not_taken_for_a_lost_process() -> None:
+    with pytest.raises(tf.errors.InvalidArgumentError), cluster(2, 0).watched():
+        raise tf.errors.InvalidArgumentError(None, None, "shapes differ")
+
+
+def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"])
+    params = RuntimeParams(
+        threads=1, cpu_isa="native", precision="float32", emulate=False, strategy="mirrored", devices=2
+    )
+    with (
+        pytest.raises(StageError, match=r"^runtime\.devices: 2 asked for, and TensorFlow finds 1 GPUs"),
+        joined(params),
+    ):
+        pass

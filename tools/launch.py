@@ -1,0 +1,85 @@
+"""Train with several processes on this machine, for a try of what several machines would do.
+
+Run as `python -m tools.launch --workers 2`, or `make train-distributed WORKERS=2`: `dvc repro` is the chief, and
+`python -m stages.train` each of the others, as on machines of their own. When one of them is gone, the others stop
+by themselves.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from stages import failure
+from stages.failure import StageError
+from stages.params import load
+from stages.runtime import RuntimeParams
+
+TRAIN = (sys.executable, "-m", "stages.train")
+REPRO = (sys.executable, "-m", "dvc", "repro")
+LAST_SECONDS = (
+    10  # for the others, after the chief; those that still wait for it, as it had nothing to do, are ended
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, make the data, start all, wait for all."""
+    parser = argparse.ArgumentParser(prog="python -m tools.launch", description=__doc__.partition("\n")[0])
+    parser.add_argument("--workers", type=int, default=2, help="processes, the chief among them")
+    options = parser.parse_args(arguments)
+    if options.workers < 1:
+        raise StageError("--workers: at least 1 is needed")
+    params = load(Path("params.yaml"), "runtime", RuntimeParams)
+    if params.strategy != "multi_worker":
+        raise StageError(
+            f"params.yaml: runtime.strategy: {params.strategy} trains in one process; choose multi_worker"
+        )
+    threads, cores = options.workers * params.threads, os.cpu_count() or 1
+    if threads > cores:
+        fewer = max(1, cores // options.workers)
+        print(f"launch: {threads} threads on {cores} cores; runtime.threads: {fewer} is faster", file=sys.stderr)
+    # The others read what preprocess makes, and start at once.
+    if subprocess.run([*REPRO, "preprocess"], check=False).returncode:
+        raise StageError("dvc repro preprocess failed: its own last line says why; nothing was started")
+    code = run(options.workers)
+    if code:
+        raise StageError(f"a process ended with code {code}: its own last line says why")
+
+
+def run(workers: int) -> int:
+    """Start the processes, wait for all and return the first exit code that is not 0, the chief's before others'."""
+    addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
+    with ExitStack() as started:
+        processes: list[subprocess.Popen[bytes]] = []
+        for index in reversed(range(workers)):  # the chief last
+            task = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}}
+            process = subprocess.Popen(
+                TRAIN if index else REPRO, env={**os.environ, "TF_CONFIG": json.dumps(task)}
+            )
+            started.callback(process.wait)
+            started.callback(process.terminate)
+            processes.insert(0, process)
+        chief, *others = processes
+        codes = [chief.wait()]
+        for other in others:
+            try:
+                codes.append(other.wait(LAST_SECONDS))
+            except subprocess.TimeoutExpired:
+                other.terminate()
+    return next(filter(None, codes), 0)
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports of this machine that nothing listens on now."""
+    with ExitStack() as opened:
+        sockets = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("launch", main))
