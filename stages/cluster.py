@@ -7,12 +7,12 @@ where a run is computed is no choice of its result.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import re
 import socket
-import sys
-import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ from stages.runtime import RuntimeParams
 # gone at once, and one that is cut off after ten seconds without its heartbeat.
 SECONDS_VARIABLE = "CLUSTER_SECONDS"
 SECONDS = 60.0
-PROBE_SECONDS = 2.0
+PROBE_SECONDS, PAUSE_SECONDS = 2.0, 0.2  # for an address to answer; before it is asked again
 JOBS = ("chief", "worker")  # in the order of their ranks
 # SLURM says which hosts a job has, but no port; one made of the job's number keeps two jobs on a host apart.
 SLURM_PORTS = 20_000, 10_000  # the first, how many
@@ -162,8 +162,7 @@ def joined(params: RuntimeParams) -> Iterator[Cluster]:
     """Give the cluster that `params.strategy` and the environment describe, complete, its strategy in scope.
 
     Raises `StageError` when the environment or the machine has not what `params` ask for, or when a process of the
-    cluster is gone. When the others are not there in time, it ends the process itself, with one line: TensorFlow
-    waits for them inside a call that nothing interrupts.
+    cluster is gone, or not there in time.
     """
     match params.strategy:
         case "single":
@@ -240,9 +239,7 @@ def _join(workers: tuple[Worker, ...], rank: int) -> Cluster:
         seconds = float(os.environ.get(SECONDS_VARIABLE, SECONDS))
     except ValueError:
         raise StageError(f"{SECONDS_VARIABLE}: a number of seconds expected") from None
-    patience = threading.Timer(seconds, _give_up, [workers, rank, seconds])
-    patience.daemon = True
-    patience.start()
+    _wait_for_all(workers, rank, seconds)
     # TensorFlow 2.21 ends in a segmentation fault when a job has no process.
     jobs = {each.job: [other.address for other in workers if other.job == each.job] for each in workers}
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -251,35 +248,46 @@ def _join(workers: tuple[Worker, ...], rank: int) -> Cluster:
         task_id=workers[rank].index,
         rpc_layer="grpc",
     )
+    # One that dies at this very moment would be waited for without end, in a call that holds Python's lock.
+    faulthandler.dump_traceback_later(seconds, exit=True)
     try:
         cluster = Cluster(tf.distribute.MultiWorkerMirroredStrategy(resolver), workers, rank)
+        with cluster.watched():
+            cluster.total(np.zeros(1, np.int32))  # returns when all are there
     except tf.errors.OpError as error:
         raise StageError(
-            f"{workers[rank]}: TensorFlow cannot join the others: {error.message.splitlines()[0]}; is the address "
-            f"this machine's, and its port free? {README}"
+            f"{workers[rank]}: TensorFlow cannot join the others: {error.message.splitlines()[0]}; {README}"
         ) from None
-    cluster.total(np.zeros(1, np.int32))  # returns when all are there
-    patience.cancel()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
     return cluster
 
 
-def _give_up(workers: tuple[Worker, ...], rank: int, seconds: float) -> None:
-    """End this process, and name those of the others that do not answer."""
-    silent = [str(worker) for worker in workers if worker != workers[rank] and not _answers(worker.address)]
-    problem = f"no answer from {', '.join(silent)}" if silent else "the others are there, and do not take part"
-    print(
-        f"train: {problem} within {seconds:g} seconds ({SECONDS_VARIABLE}): start each worker once, with its own "
-        "index, then start all again",
-        file=sys.stderr,
-        flush=True,
-    )
-    os._exit(1)
+def _wait_for_all(workers: tuple[Worker, ...], rank: int, seconds: float) -> None:
+    """Return when a process listens at each address, this one at its own; TensorFlow's own wait knows no end."""
+    port = int(workers[rank].address.rpartition(":")[2])
+    try:
+        server = socket.create_server(("", port), backlog=len(workers))
+    except OSError as error:
+        raise StageError(
+            f"{workers[rank]}: {os.strerror(error.errno or 0)}: stop what listens at port {port}, or name another"
+        ) from None
+    with server:
+        deadline = time.monotonic() + seconds
+        silent = [worker for worker in workers if worker != workers[rank]]
+        while silent := [worker for worker in silent if not _answers(worker.address)]:
+            if time.monotonic() > deadline:
+                raise StageError(
+                    f"no answer from {', '.join(map(str, silent))} within {seconds:g} seconds "
+                    f"({SECONDS_VARIABLE}): start each worker once, with its own index, then start all again"
+                )
+            time.sleep(PAUSE_SECONDS)
 
 
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), PROBE_SECONDS).close()
+        socket.create_connection((host, int(port)), PROBE_SECONDS).close()
     except OSError:
         return False
     return True

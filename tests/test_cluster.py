@@ -50,6 +50,10 @@ def test_the_chief_is_first_and_the_others_follow(cluster: object, job: str, ind
         (tf_config({"worker": HOSTS}, "worker", 3), "^TF_CONFIG: ValueError"),
         (tf_config({"worker": HOSTS}, "ps", 0), "^TF_CONFIG: ValueError"),
         (tf_config({"worker": 5}, "worker", 0), "^TF_CONFIG: TypeError"),
+        (
+            {"SLURM_PROCID": "0", "SLURM_JOB_ID": "7"},
+            "^SLURM's variables do not tell .* start the training b",
+        ),
     ],
 )
 def test_an_environment_that_names_no_cluster_is_refused(environment: Mapping[str, str], problem: str) -> None:
@@ -62,16 +66,16 @@ def test_slurm_s_variables_name_the_cluster(monkeypatch: pytest.MonkeyPatch) -> 
         "SLURM_JOB_ID": "71234",
         "SLURM_PROCID": "2",
         "SLURM_STEP_NUM_TASKS": "3",
-        "SLURM_STEP_NODELIST": "n[1-2],m1",
+        "SLURM_STEP_NODELIST": "m1,n[1-2]",  # SLURM sorts them
         "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
     }
     for name, value in slurm.items():
         monkeypatch.setenv(name, value)
     workers, rank = read_cluster(slurm)
     assert [str(worker) for worker in workers] == [
-        "worker 0 at n1:21234",
-        "worker 1 at n2:21234",
-        "worker 2 at m1:21234",
+        "worker 0 at m1:21234",
+        "worker 1 at n1:21234",
+        "worker 2 at n2:21234",
     ]
     assert rank == 2
 

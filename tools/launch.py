@@ -22,9 +22,8 @@ from stages.runtime import RuntimeParams
 
 TRAIN = (sys.executable, "-m", "stages.train")
 REPRO = (sys.executable, "-m", "dvc", "repro")
-LAST_SECONDS = (
-    10  # for the others, after the chief; those that still wait for it, as it had nothing to do, are ended
-)
+# For the others, after the chief; those that still wait for it, as it had nothing to do, are then ended.
+LAST_SECONDS = 10
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(workers: int) -> int:
-    """Start the processes, wait for all and return the first exit code that is not 0, the chief's before others'."""
+    """Start the processes, wait for all and return the first exit code that is not 0, the chief's first."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     with ExitStack() as started:
         processes: list[subprocess.Popen[bytes]] = []
