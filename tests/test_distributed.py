@@ -50,7 +50,7 @@ DROPOUT: dict[str, Any] = {
     "model.dropout": 0.5,
     "runtime.devices": 1,
 }
-NO_DROPOUT = {
+NO_DROPOUT: dict[str, Any] = {
     **DROPOUT,
     "model.blocks": [{"filters": 8, "layers": 1, "pool": 2, "dropout": 0}],
     "model.dropout": 0,
