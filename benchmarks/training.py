@@ -53,9 +53,9 @@ def main() -> None:
 def fit(arrays: Arrays) -> float:
     """The tutorial's own lines: arrays in memory, `model.fit`."""
     model = _compiled()
-    clock = _clock()
-    model.fit(*arrays, batch_size=32, epochs=MEASURED + 1, verbose=0, callbacks=[clock])
-    return _rate(clock)
+    timer = clock()
+    model.fit(*arrays, batch_size=32, epochs=MEASURED + 1, verbose=0, callbacks=[timer])
+    return _rate(timer)
 
 
 def fit_tf_data(arrays: Arrays) -> float:
@@ -64,9 +64,9 @@ def fit_tf_data(arrays: Arrays) -> float:
 
     model = _compiled(steps_per_execution=20)
     images = tf.data.Dataset.from_tensor_slices(arrays).shuffle(IMAGES, seed=0).batch(32)
-    clock = _clock()
-    model.fit(images.prefetch(tf.data.AUTOTUNE), epochs=MEASURED + 1, verbose=0, callbacks=[clock])
-    return _rate(clock)
+    timer = clock()
+    model.fit(images.prefetch(tf.data.AUTOTUNE), epochs=MEASURED + 1, verbose=0, callbacks=[timer])
+    return _rate(timer)
 
 
 def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32) -> float:
@@ -91,11 +91,11 @@ def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32) -> 
     model = build_model(load(path, "model", ModelParams), (32, 32, 3), 10)
     training = Split(arrays[0], arrays[1], "", mmap.mmap(-1, 1))
     validation = Split(arrays[0][:1], arrays[1][:1], "", mmap.mmap(-1, 1))
-    clock = _clock()
+    timer = clock()
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, params, training, validation, [clock], alone())
+        trainer = Trainer(model, params, training, validation, [timer], alone())
         trainer.run(Checkpoints(Path(folder), "benchmark"))
-    return _rate(clock)
+    return _rate(timer)
 
 
 def pytorch(arrays: Arrays) -> float:
@@ -158,10 +158,11 @@ def _compiled(**options: Any) -> Any:
     return model
 
 
-def _clock() -> Any:
+def clock() -> Any:
+    """Return a Keras callback that keeps the seconds of each epoch's batches, without validation, in `seconds`."""
     import keras
 
-    class Clock(keras.callbacks.Callback):  # the seconds of each epoch's batches, without validation
+    class Clock(keras.callbacks.Callback):
         def __init__(self) -> None:
             super().__init__()
             self.seconds: dict[int, float] = {}
@@ -175,8 +176,8 @@ def _clock() -> Any:
     return Clock()
 
 
-def _rate(clock: Any) -> float:
-    seconds: float = clock.seconds[MEASURED]
+def _rate(timer: Any) -> float:
+    seconds: float = timer.seconds[MEASURED]
     return IMAGES / seconds
 
 
