@@ -5,10 +5,10 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro verify doctor report plots figures test faults bench lint lock clean
+.PHONY: help setup demo repro train-distributed verify doctor report plots figures test faults bench lint lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
 
 setup: .venv/ready ## make the environment in .venv, from the lock
 
@@ -34,6 +34,9 @@ verify: setup ## rebuild the last commit's demo from nothing and hold it to its 
 
 doctor: setup ## what is wrong with this checkout, and the command that mends it
 	$(BIN)/python -m tools.doctor
+
+train-distributed: setup ## the pipeline with WORKERS=2 processes on this machine that train together
+	$(BIN)/python -m tools.launch --workers $(or $(WORKERS),2)
 
 report: setup ## one page of the last run, to open from a file: report/index.html
 	$(BIN)/python -m tools.report
