@@ -124,10 +124,11 @@ def channel_statistics(split: splits.Split, indices: NDArray[np.int64]) -> tuple
     totals = np.zeros((2, channels), np.uint64)
     for chunk in split.chunks(indices):
         rows = chunk.reshape(len(chunk), -1)
-        # First along the images, as NumPy adds long rows quickest, then over the pixels of each channel.
-        values = rows.sum(axis=0, dtype=np.uint64)
-        squares = np.square(rows, dtype=np.uint16).sum(axis=0, dtype=np.uint64)
-        totals += np.stack([values, squares]).reshape(2, -1, channels).sum(axis=1)
+        # First along the images, as NumPy adds long rows quickest, in uint32, which holds 2**16 times 255**2;
+        # then over the pixels of each channel.
+        values = rows.sum(axis=0, dtype=np.uint32)
+        squares = np.square(rows, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
+        totals += np.stack([values, squares]).reshape(2, -1, channels).sum(axis=1, dtype=np.uint64)
     count = len(indices) * height * width
     pairs = list(zip(*totals.tolist(), strict=True))
     mean = [value / (255 * count) for value, _ in pairs]
