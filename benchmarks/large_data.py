@@ -127,6 +127,7 @@ def measure(network: str, path: str) -> Result:
     """Train `network` on the split at `path`, in memory if that is empty, for `MEASURED` images."""
     from stages import runtime
     from stages.checkpoints import Checkpoints
+    from stages.cluster import alone
     from stages.engine import Trainer, TrainParams
     from stages.model import ModelParams, build_model
     from stages.params import load
@@ -152,7 +153,8 @@ def measure(network: str, path: str) -> Result:
     validation = splits.Split(np.zeros((1, *SHAPE), np.float32), training.labels[:1], "", mmap.mmap(-1, 1))
     clock = _clock(batch_size)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(StopIteration):
-        Trainer(model, params, training, validation, [clock]).run(Checkpoints(Path(folder), "benchmark"))
+        trainer = Trainer(model, params, training, validation, [clock], alone())
+        trainer.run(Checkpoints(Path(folder), "benchmark"))
     seconds, cpu_seconds, read = (after - before for before, after in zip(*clock.marks, strict=True))
     result["images_a_second"] = clock.images / seconds
     result["cpu_ms_an_image"] = cpu_seconds * 1e3 / clock.images
