@@ -12,6 +12,7 @@ import json
 import os
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -164,6 +165,8 @@ def joined(params: RuntimeParams) -> Iterator[Cluster]:
     Raises `StageError` when the environment or the machine has not what `params` ask for, or when a process of the
     cluster is gone, or not there in time.
     """
+    if params.devices > 1 and params.strategy != "mirrored":
+        print(f"train: runtime.devices has no effect with strategy {params.strategy}", file=sys.stderr)
     match params.strategy:
         case "single":
             cluster = Cluster(tf.distribute.get_strategy())

@@ -71,6 +71,16 @@ def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
     return np.argsort(keys, kind="stable")
 
 
+def shares(batch: int, replicas: range, of: int) -> NDArray[np.int64]:
+    """Return which images of a batch each of the `replicas` gets, out of `of` in all: int64 (L, n).
+
+    All get equally many. Where a batch has not enough for that, its last image fills up, and does not count.
+    """
+    each = -(-batch // of)
+    places = np.arange(each, dtype=np.int64) + each * np.array(replicas)[:, None]
+    return np.asarray(np.minimum(places, batch - 1))
+
+
 class Trainer:
     """One training run of `model`, which is changed in place."""
 
@@ -87,10 +97,10 @@ class Trainer:
         import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
 
         from stages.inference import BATCH_SIZE, Predictor
-        from stages.step import TrainingSteps, shares
+        from stages.step import TrainingSteps
 
         check_shift(params, *training.images.shape[1:3])
-        self._model, self._params, self._cluster, self._shares = model, params, cluster, shares
+        self._model, self._params, self._cluster = model, params, cluster
         self._training, self._validation = training, validation
         self._optimizer = build_optimizer(params)
         self._steps = TrainingSteps(model, self._optimizer, params, cluster)
@@ -159,8 +169,8 @@ class Trainer:
             spans.append((full * size, len(order), len(order) - full * size))
 
         def gather(start: int, stop: int, batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-            shares = self._shares(batch, self._cluster.local_replicas, self._cluster.replicas)
-            chosen = order[start:stop].reshape(-1, batch)[:, shares].swapaxes(0, 1)  # (L, K, n)
+            places = shares(batch, self._cluster.local_replicas, self._cluster.replicas)
+            chosen = order[start:stop].reshape(-1, batch)[:, places].swapaxes(0, 1)  # (L, K, n)
             images, labels = self._training.take(chosen.ravel())
             return (
                 images.reshape(*chosen.shape, *images.shape[1:]),

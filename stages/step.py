@@ -54,7 +54,7 @@ class TrainingSteps:
         """Take K steps and return each one's mean loss, float32 (K,), and number of hits, int32 (K,).
 
         images: float32 (L, K, n, H, W, C), of each of this process's L devices its n images of each batch, as
-        `shares` says which; labels: float32 one-hot (L, K, n, classes); learning_rates: float32 (K,); first: the
+        `engine.shares` says which; labels: float32 one-hot (L, K, n, classes); learning_rates: float32 (K,); first: the
         number, in the whole run, of the first of the steps; batch: images of each step on all devices together.
         """
         if batch not in self._loops:
@@ -115,13 +115,3 @@ class TrainingSteps:
         """Cross-entropy of each image in nats, float32 (n,)."""
         smoothing = self._params.label_smoothing
         return keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=smoothing)
-
-
-def shares(batch: int, replicas: range, of: int) -> NDArray[np.int64]:
-    """Return which images of a batch each of the `replicas` gets, out of `of` in all: int64 (L, n).
-
-    All get equally many. Where a batch has not enough for that, its last image fills up, and does not count.
-    """
-    each = -(-batch // of)
-    places = np.arange(each, dtype=np.int64) + each * np.array(replicas)[:, None]
-    return np.asarray(np.minimum(places, batch - 1))

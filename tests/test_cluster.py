@@ -8,9 +8,9 @@ import pytest
 import tensorflow as tf
 
 from stages.cluster import Cluster, Worker, alone, joined, read_cluster
+from stages.engine import shares
 from stages.failure import StageError
 from stages.runtime import RuntimeParams
-from stages.step import shares
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -112,6 +112,15 @@ def test_a_process_alone_is_the_chief_and_agrees_with_itself() -> None:
 def test_another_error_of_tensorflow_is_not_taken_for_a_lost_process() -> None:
     with pytest.raises(tf.errors.InvalidArgumentError), cluster(2, 0).watched():
         raise tf.errors.InvalidArgumentError(None, None, "shapes differ")
+
+
+def test_devices_that_no_strategy_uses_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    params = RuntimeParams(
+        threads=1, cpu_isa="native", precision="float32", emulate=False, strategy="single", devices=2
+    )
+    with joined(params) as one:
+        assert one.replicas == 1
+    assert capsys.readouterr().err == "train: runtime.devices has no effect with strategy single\n"
 
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
