@@ -54,8 +54,9 @@ class TrainingSteps:
         """Take K steps and return each one's mean loss, float32 (K,), and number of hits, int32 (K,).
 
         images: float32 (L, K, n, H, W, C), of each of this process's L devices its n images of each batch, as
-        `engine.shares` says which; labels: float32 one-hot (L, K, n, classes); learning_rates: float32 (K,); first: the
-        number, in the whole run, of the first of the steps; batch: images of each step on all devices together.
+        `engine.shares` says which; labels: float32 one-hot (L, K, n, classes); learning_rates: float32 (K,);
+        first: the number, in the whole run, of the first of the steps; batch: images of each step on all devices
+        together.
         """
         if batch not in self._loops:
             self._loops[batch] = tf.function(
