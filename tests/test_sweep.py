@@ -179,19 +179,24 @@ def test_without_a_committed_run_the_first_experiment_s_data_serve_the_next(tmp_
         assert said in project.run("dvc", "queue", "logs", "broken-2").stdout
 
 
-def test_killed_experiments_leave_no_process_and_no_checkpoint_and_those_that_wait_stay(
+def test_killing_an_experiment_ends_its_worker_and_leaves_no_process_and_no_checkpoint(
     first_run: Project, tmp_path: Path
 ) -> None:
+    """The signal is sent to the worker too: those that wait do so until `dvc queue start`."""
     project = first_run.copy(tmp_path / "project")
     project.run(*QUEUE, "--name", "long", "--set-param", "train.epochs=10000", "--set-param", "train.seed=1,2,3")
     temporary = project.folder / ".dvc" / "tmp" / "exps"
     with workers(project, jobs=1):
         wait_for(lambda: list(temporary.glob("tmp*/checkpoints/*.npz")))
         project.run("dvc", "queue", "kill", "long-1")
-        wait_for(lambda: states(project) == {"long-1": "Failed", "long-2": "Running", "long-3": "Queued"})
-        assert "train: stopped by Ctrl-C" in project.run("dvc", "queue", "logs", "long-1").stdout
+        wait_for(lambda: not processes(project))
+    assert states(project) == {"long-1": "Failed", "long-2": "Queued", "long-3": "Queued"}
+    assert "\ntrain: stopped by Ctrl-C\n" in project.run("dvc", "queue", "logs", "long-1").stdout
+    assert list(temporary.glob("tmp*")) == []
 
+    with workers(project, jobs=1):
+        wait_for(lambda: list(temporary.glob("tmp*/checkpoints/*.npz")))
         project.run("dvc", "queue", "stop", "--kill")
         wait_for(lambda: not processes(project))
-        assert states(project) == {"long-1": "Failed", "long-2": "Failed", "long-3": "Queued"}
-        assert list(temporary.glob("tmp*")) == []
+    assert states(project) == {"long-1": "Failed", "long-2": "Failed", "long-3": "Queued"}
+    assert list(temporary.glob("tmp*")) == []
