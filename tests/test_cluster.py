@@ -150,7 +150,7 @@ def test_two_nodes_share_a_sweep_and_a_second_one_runs_only_what_is_missing(
     assert sum("stages.train" in run for run in ran) == 2
     assert not any("stages.download" in run or "stages.preprocess" in run for run in ran)
     name = commit["experiments"][0]["name"]
+    project.run("dvc", "exp", "pull", "origin", name)
     project.run("dvc", "exp", "apply", name)
-    project.run("dvc", "pull")
     assert json.loads((project.folder / "metrics/train.json").read_bytes()) == metrics[0]
     assert (project.folder / "models" / "model.keras").exists()

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         ask(f"python -m dvc exp pull --no-cache origin {' '.join(sorted(there))}")
     if len(there) < len(trials):
         raise StageError(f"{len(trials) - len(there)} of {len(trials)} experiments failed, as the lines above say")
-    print("All are here: dvc exp show --only-changed. With its model: dvc exp apply NAME, then dvc pull")
+    print("All are here: dvc exp show --only-changed. A model: dvc exp pull origin NAME, then dvc exp apply NAME")
 
 
 def expand(choices: Sequence[str]) -> dict[str, list[str]]:
