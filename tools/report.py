@@ -12,7 +12,7 @@ from pathlib import Path
 
 from stages import failure
 from stages.outputs import replacing
-from tools.reporting import drawn, headline, pictures, provenance, results
+from tools.reporting import drawn, experiments, headline, pictures, provenance, results
 from tools.reporting.markup import text
 from tools.reporting.results import Results
 
@@ -40,6 +40,8 @@ def render(run: Results) -> str:
         beside=text(headline.beside(run)),
         intervals=headline.intervals(run),
         every=headline.every(run),
+        experiments_link=experiments.link(run.experiments),
+        experiments=experiments.section(run.experiments),
         curves=drawn.curves(run),
         notes=drawn.notes(run),
         confusion=drawn.confusion(run),

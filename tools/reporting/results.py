@@ -21,6 +21,8 @@ from stages.failure import StageError
 from stages.records import Source, Statistics, read_record, read_split
 from stages.splits import Split
 from tools.metrics import flat, parse
+from tools.reporting import experiments
+from tools.reporting.experiments import Experiment
 
 T = TypeVar("T")
 
@@ -58,7 +60,8 @@ class Results:
     weights, float32 (height, width, channels, filters), or None without one. train_log, evaluate_log: None
     where logs/ was removed. commit: the last one's hash and subject, if there is one; committed: its
     metrics/train.json and evaluation.json, if it has both. chosen: the params that the run used; changed:
-    dotted keys whose value in params.yaml is another by now. outputs: path, md5 and size of each.
+    dotted keys whose value in params.yaml is another by now. outputs: path, md5 and size of each. experiments: the
+    last commit's, and before them itself.
     """
 
     train: dict[str, Any]
@@ -79,6 +82,7 @@ class Results:
     chosen: dict[str, Any]
     changed: list[str]
     outputs: list[dict[str, Any]]
+    experiments: list[Experiment]
 
     @property
     def classes(self) -> list[str]:
@@ -123,6 +127,7 @@ def read(folder: Path) -> Results:
         chosen=chosen,
         changed=differing(chosen, params.read(folder / "params.yaml")),
         outputs=[out for stage in stages for out in stage["outs"]],
+        experiments=experiments.read(folder),
     )
 
 
