@@ -282,14 +282,18 @@ def answers(address: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("other", ["params", "code"])
+@pytest.mark.parametrize("other", ["params", "code", "data"])
 def test_a_worker_with_another_training_is_refused_by_all(project: Project, tmp_path: Path, other: str) -> None:
     elsewhere = project.copy(tmp_path / "elsewhere")
     elsewhere.choose("runtime.strategy", "multi_worker")
-    if other == "params":
-        elsewhere.choose("train.learning_rate", 0.5)
-    else:
-        elsewhere.touch("stages/step.py")
+    match other:
+        case "params":
+            elsewhere.choose("train.learning_rate", 0.5)
+        case "code":
+            elsewhere.touch("stages/step.py")
+        case "data":
+            elsewhere.choose("preprocess.validation_split", "stratified")
+            assert elsewhere.repro("preprocess") == ["preprocess"]
     with training(project, tmp_path, "multi_worker", 2, folders={1: elsewhere.folder}) as trainers:
         trainers.finish()
     assert trainers.codes == [1, 1]
