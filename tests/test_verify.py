@@ -126,6 +126,16 @@ def recorded(claim: Claim, path: str) -> Claim:
     return claiming(claim, path, digest(claim.committed / path))
 
 
+def of_another_machine(claim: Claim) -> Claim:
+    """The claim as of a run whose arithmetic was another: whatever it did not do alike has other bytes."""
+    edit_json(claim.committed / TRAIN, model_sha256="1" * 64)
+    claim = recorded(claim, TRAIN)
+    for path in (MODEL, "metrics/history.csv", "metrics/reliability.csv", "data/predictions.csv"):
+        (claim.committed / path).unlink(missing_ok=True)
+        claim = claiming(claim, path, "0" * 32)
+    return replace(claim, tracked=claim.tracked - {"metrics/history.csv", "metrics/reliability.csv"})
+
+
 def differing(rows: Mapping[str, Row]) -> list[str]:
     return [path for path, row in rows.items() if row.result != "identical"]
 
@@ -435,7 +445,7 @@ def test_a_figure_within_its_tolerance_passes_and_one_beyond_fails(claim: Claim,
     true = json.loads((claim.committed / TRAIN).read_bytes())["val_loss"]
     for share, result in ((1.05, "within tolerance"), (1.5, "differs")):
         edit_json(claim.committed / TRAIN, val_loss=true * share)
-        row = tolerant(claiming(recorded(claim, TRAIN), MODEL, "0" * 32))[TRAIN]
+        row = tolerant(of_another_machine(claim))[TRAIN]
         assert row.result == result
         by, allowed = true - true * share, true * share / 10
         assert row.detail == f"val_loss {true * share:.6g}, now {true:.6g} ({by:+.3g}), {allowed:.3g} allowed"
@@ -458,18 +468,76 @@ def test_a_figure_without_a_tolerance_must_be_equal(
 
 
 def test_a_figure_is_not_excused_where_what_it_follows_from_is_identical(claim: Claim, tolerant: Judged) -> None:
-    true = json.loads((claim.committed / EVALUATION).read_bytes())["accuracy"]
-    edit_json(claim.committed / EVALUATION, accuracy=true + 0.02)
+    true = json.loads((claim.committed / EVALUATION).read_bytes())["loss"]
+    edit_json(claim.committed / EVALUATION, loss=true * 1.02)
     row = tolerant(recorded(claim, EVALUATION))[EVALUATION]
     assert row.result == "differs"
-    assert row.detail.endswith("allowed; but data/predictions.csv, from which it follows, is identical")
+    assert "; but " in row.detail
+    assert row.detail.endswith(" is identical, so nothing else may differ")
 
 
 def test_a_model_may_differ_only_where_figures_of_its_stage_hold(claim: Claim, tolerant: Judged) -> None:
-    other = claiming(claim, MODEL, "0" * 32)
+    other = of_another_machine(claim)
     assert tolerant(other)[MODEL].result == "differs as expected"
-    unjudged = claiming(claiming(other, TRAIN, None), "metrics/history.csv", None)
-    assert tolerant(unjudged)[MODEL].result == "could not be compared"
+    assert tolerant(claiming(other, TRAIN, None))[MODEL].result == "could not be compared"
+
+
+@pytest.mark.parametrize("figure", ["accuracy", "accuracy_low", "f1_macro", "kappa", "matthews"])
+def test_a_figure_within_its_tolerance_must_follow_from_the_confusion_in_git(
+    claim: Claim, tolerant: Judged, figure: str
+) -> None:
+    other = of_another_machine(claim)
+    figures = json.loads((claim.committed / EVALUATION).read_bytes())
+    edit_json(claim.committed / EVALUATION, model_sha256="1" * 64)
+    assert tolerant(recorded(other, EVALUATION))[EVALUATION].result == "within tolerance"
+    edit_json(claim.committed / EVALUATION, **{figure: figures[figure] + 0.02})
+    row = tolerant(recorded(other, EVALUATION))[EVALUATION]
+    assert row.result == "differs"
+    assert row.detail.startswith(f"{figure} is ")
+    assert row.detail.endswith(" by the counts of metrics/confusion.csv there")
+
+
+def test_another_model_is_not_excused_where_its_own_hash_in_the_metrics_is_that_of_the_rebuild(
+    claim: Claim, tolerant: Judged
+) -> None:
+    other = replace(claiming(claim, MODEL, "0" * 32), tracked=frozenset())
+    other = claiming(other, "metrics/history.csv", "0" * 32)
+    (claim.committed / "metrics/history.csv").unlink()
+    edit_json(
+        claim.committed / TRAIN, val_loss=json.loads((claim.committed / TRAIN).read_bytes())["val_loss"] * 1.01
+    )
+    rows = tolerant(recorded(other, TRAIN))
+    for path in (MODEL, TRAIN):
+        assert rows[path].result == "differs"
+        assert "; but metrics/train.json names this very model, so nothing else may differ" in rows[path].detail
+
+
+def test_a_false_accuracy_that_a_changed_environment_would_excuse_is_caught(
+    project: Project, tmp_path: Path
+) -> None:
+    """In the files of a commit: the figure, its hash and two invented ones in the lock, another TensorFlow."""
+    tampered = copy(project, tmp_path / "project")
+    lock = yaml.safe_load((tampered.folder / NAME).read_bytes())
+    figures = json.loads((tampered.folder / EVALUATION).read_bytes())
+    edit_json(tampered.folder / EVALUATION, accuracy=figures["accuracy"] + 0.025)
+    md5s = {MODEL: "0" * 32, "data/predictions.csv": "1" * 32, EVALUATION: digest(tampered.folder / EVALUATION)}
+    for stage in lock["stages"].values():
+        for file in (*stage["deps"], *stage["outs"]):
+            file["md5"] = md5s.get(file["path"], file["md5"])
+    (tampered.folder / NAME).write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
+    for stage in ("train", "evaluate"):
+        path = tampered.folder / f"environment/{stage}.json"
+        versions = json.loads(path.read_bytes())["versions"]
+        edit_json(path, versions={**versions, "tensorflow": "2.20.0"})
+    tampered.commit("A better accuracy")
+    report = json.loads(told(tampered, 1, "--json").stdout)
+    results = {row["path"]: row["result"] for row in report["outputs"]}
+    assert report["mode"] == "tolerance"
+    assert [path for path, result in results.items() if result == "differs"] == [
+        MODEL,
+        "data/predictions.csv",
+        EVALUATION,
+    ]
 
 
 def test_figures_of_which_no_file_is_here_decide_nothing(claim: Claim, tolerant: Judged, tmp_path: Path) -> None:
