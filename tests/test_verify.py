@@ -211,6 +211,19 @@ def test_pictures_that_git_has_not_are_brought_from_the_working_directory(
     told(person, 0, "--stage", "download")
 
 
+def test_pictures_at_an_absolute_path_are_taken_from_there(project: Project, tmp_path: Path) -> None:
+    person = copy(project, tmp_path / "project")
+    for index in range(6):
+        path = tmp_path / "pictures" / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * index, 0, 0)).save(path)
+    person.choose("dataset.name", "folder")
+    person.choose("dataset.folder.path", str(tmp_path / "pictures"))
+    person.repro("download")
+    person.commit("Pictures elsewhere")
+    told(person, 0, "--stage", "download")
+
+
 def test_two_rebuilds_of_a_stage_that_draws_at_random_are_told_apart(project: Project, tmp_path: Path) -> None:
     random = copy(project, tmp_path / "project")
     edit(
@@ -317,6 +330,17 @@ def test_what_cannot_be_decided_is_said_in_one_line(
     with pytest.raises(StageError, match=f"^{message}") as caught:
         verify.main(arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_defect_of_verify_is_not_taken_for_a_result_that_differs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(arguments: Any) -> None:
+        raise OverflowError("a defect")
+
+    monkeypatch.setattr(verify, "main", broken)
+    assert verify.run() == 2
+    assert capsys.readouterr().err.endswith("OverflowError: a defect\n")
 
 
 def test_outside_a_checkout_git_s_own_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -455,6 +479,7 @@ def test_a_figure_within_its_tolerance_passes_and_one_beyond_fails(claim: Claim,
     ("value", "result"),
     [
         (1, "differs"),
+        (10**400, "differs"),  # beyond what a float holds
         ("many", "differs"),
         (float("nan"), "could not be compared"),
         ("gone", "could not be compared"),
@@ -613,6 +638,12 @@ def test_the_environment_tells_another_kind_of_machine(
     assert [words.partition(":")[0] for words in found] == expected
 
 
+@pytest.mark.parametrize("threads", [None, "two", 8])
+def test_a_record_without_a_number_of_threads_is_not_portable(threads: Any) -> None:
+    assert machine.portable_here(_environments(runtime__cpu_isa="avx2"))
+    assert not machine.portable_here(_environments(runtime__cpu_isa="avx2", runtime__threads=threads))
+
+
 def test_a_record_of_another_model_is_not_used_and_told(claim: Claim, project: Project, tmp_path: Path) -> None:
     assert set(claim.environment) == {"train", "evaluate"}
     other = copy(project, tmp_path / "other")
@@ -703,6 +734,43 @@ def test_a_new_dep_a_new_output_and_a_gone_file_make_the_lock_stale(fresh: Proje
         ("evaluate", "stages/card.py: no such file, but dvc.lock names it"),
         ("publish", "dvc.lock has no stage publish"),
     }
+
+
+def test_what_dvc_yaml_no_longer_has_makes_the_lock_stale(fresh: Project) -> None:
+    path = fresh.folder / "dvc.yaml"
+    pipeline = yaml.safe_load(path.read_bytes())
+    del pipeline["stages"]["download"]
+    pipeline["stages"]["preprocess"]["outs"].remove("data/processed/statistics.json")
+    pipeline["stages"]["train"]["deps"].remove("stages/engine.py")
+    pipeline["stages"]["evaluate"]["params"].remove("evaluate")
+    path.write_text(yaml.safe_dump(pipeline), encoding="utf-8")
+    assert {
+        ("download", "dvc.yaml has no stage download"),
+        ("preprocess", "data/processed/statistics.json: an output of preprocess no longer"),
+        ("train", "stages/engine.py: a dep of train no longer"),
+        ("evaluate", "evaluate of params.yaml: read by evaluate no longer"),
+    } <= set(stale(fresh.folder, {}))
+
+
+def test_a_frozen_stage_is_not_decided_as_dvc_does_not_look_at_it(fresh: Project) -> None:
+    fresh.run("dvc", "freeze", "train")
+    fresh.touch("stages/engine.py")
+    assert "verify: train: frozen" in told(fresh, 2, "--stale").stderr
+    assert stale(fresh.folder, {}, "download") == []
+
+
+def test_a_metric_that_is_gone_is_not_absent_data(fresh: Project) -> None:
+    (fresh.folder / EVALUATION).unlink()
+    assert stale(fresh.folder, {}) == [
+        ("evaluate", f"{EVALUATION}: no such file, though git keeps it and dvc.lock names it")
+    ]
+
+
+def test_a_stage_that_there_is_not_is_not_up_to_date(fresh: Project) -> None:
+    with pytest.raises(
+        StageError, match=r"^--stage trian: no stage of dvc\.yaml or dvc\.lock; name one of download"
+    ):
+        stale(fresh.folder, {}, "trian")
 
 
 def test_a_stage_that_ran_alone_makes_the_lock_stale_though_its_data_are_absent(fresh: Project) -> None:

@@ -80,9 +80,11 @@ def portable_here(here: Environments) -> bool:
 
 
 def _portable(environment: Mapping[str, Any]) -> bool:
+    threads = environment.get("runtime.threads")  # of a file that anyone may have edited
     return (
         environment.get("runtime.cpu_isa") == "avx2"
-        and environment.get("runtime.threads", 0) <= PORTABLE_THREADS
+        and isinstance(threads, int)
+        and threads <= PORTABLE_THREADS
         and environment.get("system") == "Linux x86_64"
         and {"avx2", "fma"} <= set(str(environment.get("cpu_flags")).split())
     )
