@@ -23,11 +23,11 @@ Finding = tuple[str, str]  # the stage, and in words what makes it stale
 
 
 def stale(folder: Path, choices: Mapping[str, Any], wanted: str | None = None) -> list[Finding]:
-    """Return what `dvc repro` would run again in the checkout `folder`, if it had the data, or of one `wanted` stage.
+    """Return what `dvc repro` would run again in the checkout `folder`, if it had the data.
 
-    `choices` stand for those of params.yaml, by dotted key, as after `dvc exp run -S`. Raises `StageError` when
-    that cannot be told: without a sound lock, of a frozen stage, or with pictures that `dvc add` tracks and that
-    are not there.
+    `wanted` is a stage, to look at no other. `choices` stand for those of params.yaml, by dotted key, as after
+    `dvc exp run -S`. Raises `StageError` when that cannot be told: without a sound lock, of a frozen stage, or
+    with pictures that `dvc add` tracks and that are not there.
     """
     lock = read_lock(folder / NAME)
     values = flat(read(folder / PARAMS))
