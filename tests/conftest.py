@@ -42,10 +42,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     kills = [dict(report.user_properties) for report in reports if report.when == "call"]
     kills = [kill for kill in kills if "killed" in kill]
     if kills:
-        hit = sum(kill["processes"] > 0 for kill in kills)
+        hit = sum(kill["hit"] > 0 for kill in kills)
         terminalreporter.write_line(f"KILLS_SEED={os.environ['KILLS_SEED']}: {len(kills)} kills tried, {hit} hit")
         for kill in kills:
-            terminalreporter.write_line(f"  {kill['killed']}: {kill['processes']} processes")
+            terminalreporter.write_line(f"  {kill['killed']}: {kill['hit']} processes hit")
 
 
 @pytest.fixture(scope="session")

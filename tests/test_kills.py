@@ -76,7 +76,7 @@ def test_a_killed_repro_ends_as_one_that_was_not(
         hit = _kill(process, victim)
     what = f"{victim} killed {moment:.2f} s into {stage}"
     record_property("killed", what)
-    record_property("processes", hit)
+    record_property("hit", hit)
 
     errors = _repro_until_done(project)
     told = f"KILLS_SEED={SEED}: {what}\n{errors}"
@@ -157,6 +157,7 @@ def _outputs(project: Project) -> dict[str, bytes]:
 def test_what_a_killed_dvc_was_writing_is_no_output(start: Project, tmp_path: Path) -> None:
     project = start.copy(tmp_path / "project")
     before = _outputs(project)
+    (project.folder / "data").mkdir(exist_ok=True)
     (project.folder / "data/.tiDczSFE0BAUVtFqZBvNfg.tmp").write_bytes(b"half")
     assert _outputs(project) == before
 
