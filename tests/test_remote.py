@@ -231,6 +231,23 @@ def test_an_object_cut_short_in_the_remote_is_refused_and_removing_it_there_mend
     assert other.repro() == []
 
 
+def test_the_doctor_names_what_was_cut_short_behind_ssh(first: Project, server: Server, tmp_path: Path) -> None:
+    other = clone(first, tmp_path, "result")
+    let_in(other, server)
+    with_tools = Project(other.folder, {**other.environment, "PYTHONPATH": str(ROOT)})
+    look = "from tools.doctoring.remote import remote; print(*(each.found for each in remote(offline=False)))"
+    assert with_tools.run(sys.executable, "-c", look).stdout == "team has every output of dvc.lock, in full size\n"
+    stored = server.store / cached(first, "data/predictions.csv")
+    good = stored.read_bytes()
+    stored.chmod(0o644)
+    stored.write_bytes(good[:7])
+    assert with_tools.run(sys.executable, "-c", look).stdout == (
+        f"data/predictions.csv has 7 bytes in team, and {len(good):,} by dvc.lock; remove {stored} there, "
+        "and where it is whole\n"
+    )
+    stored.write_bytes(good)
+
+
 def test_a_shared_folder_serves_as_well(first: Project, tmp_path: Path) -> None:
     store = tmp_path / "shared folder"
     sender = first.copy(tmp_path / "sender")
