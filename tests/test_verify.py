@@ -690,6 +690,11 @@ def test_a_lock_is_up_to_date_in_a_clone_without_data_which_stays_as_it_was(fres
     assert fresh.run("git", "status", "--porcelain").stdout == ""
 
 
+def test_a_lock_is_up_to_date_in_a_checkout_behind_a_link(fresh: Project, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(fresh.folder)
+    assert stale(tmp_path / "link", {}) == []
+
+
 def test_a_lock_is_up_to_date_with_its_data_too(project: Project, environment: None) -> None:
     assert stale(project.folder, {}) == []
 

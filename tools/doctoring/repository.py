@@ -136,7 +136,11 @@ def _uncommitted() -> Iterator[Finding]:
     if "dvc.lock" in results and not _has_lock():
         results.remove("dvc.lock")
     if lost:
-        yield Finding("note", f"deleted, and not by git: {listed(lost)}", f"git checkout {shlex.join(lost)}")
+        yield Finding(
+            "note",
+            f"gone from the workspace: {listed(lost)}; to have it again",
+            f"git checkout {shlex.join(lost)}",
+        )
     if gone:
         # DVC removes a stage's outputs before it runs: nothing of this is to be committed.
         yield Finding(

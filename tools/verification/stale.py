@@ -61,10 +61,10 @@ def _pipeline(folder: Path) -> dict[str, Any]:
     """Return the stages of dvc.yaml as DVC has them, its templates filled in, by name."""
     try:
         with Repo(str(folder)) as repo:
-            stages = [stage for stage in repo.index.stages if Path(stage.path) == folder.absolute() / "dvc.yaml"]
+            own = folder.resolve() / "dvc.yaml"  # as DVC names it where the checkout is behind a link
+            return {stage.name: stage for stage in repo.index.stages if Path(stage.path).resolve() == own}
     except DvcException as error:
         raise StageError(f"dvc.yaml cannot be read: {error}; correct that, then run again") from None
-    return {stage.name: stage for stage in stages}
 
 
 def _status(folder: Path) -> dict[str, list[Any]]:
