@@ -1,6 +1,7 @@
 """Fixtures of several test files. Nothing here loads TensorFlow before a test asks for it."""
 
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -25,10 +26,26 @@ LONG = (
 )
 
 
+# Another campaign of kills each time, in all workers the same: they inherit it.
+os.environ.setdefault("KILLS_SEED", str(random.randrange(1_000_000)))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring the long files to the front, in the order of `LONG`; the others stay as they are."""
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Tell what the kills hit: one that found nothing to kill proves nothing."""
+    reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
+    kills = [dict(report.user_properties) for report in reports if report.when == "call"]
+    kills = [kill for kill in kills if "killed" in kill]
+    if kills:
+        hit = sum(kill["hit"] > 0 for kill in kills)
+        terminalreporter.write_line(f"KILLS_SEED={os.environ['KILLS_SEED']}: {len(kills)} kills tried, {hit} hit")
+        for kill in kills:
+            terminalreporter.write_line(f"  {kill['killed']}: {kill['hit']} processes hit")
 
 
 @pytest.fixture(scope="session")

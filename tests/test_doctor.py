@@ -48,7 +48,7 @@ def finished(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Pr
         shutil.copy2(ROOT / name, project.folder)
     edit(project.folder / ".dvc/config", r"\[core\]", "[core]\n    remote = team")
     with (project.folder / ".dvc/config").open("a", encoding="utf-8") as config:
-        config.write(f"['remote \"team\"']\n    url = {tmp_path_factory.mktemp('remote')}\n")
+        config.write(f"['remote \"team\"']\n    url = {tmp_path_factory.mktemp('remote')}\n    verify = true\n")
     project.commit("A remote")
     project.run("dvc", "push")
     return project
@@ -272,6 +272,86 @@ def test_what_is_not_committed_is_a_note(project: Project) -> None:
     assert (results.state, others.state) == ("note", "note")
 
 
+def test_the_record_of_the_machine_is_brought_back_by_git_as_no_run_makes_it_again(project: Project) -> None:
+    (project.folder / "environment/train.json").unlink()
+    (found,) = doctor.findings(repository.git)
+    assert (found.state, found.remedy) == ("note", "git checkout environment/train.json")
+    mend(found)
+    assert states(repository.git) == ["ok"]
+
+
+@pytest.mark.parametrize("name", ["params.yaml", "stages/model.py"])
+def test_a_file_that_is_gone_is_brought_back_by_git_and_not_committed_as_gone(project: Project, name: str) -> None:
+    (project.folder / name).unlink()
+    assert [finding.remedy for finding in doctor.findings(repository.git)] == [f"git checkout {name}"]
+    mend(doctor.findings(repository.git)[0])
+    assert states(repository.git) == ["ok"]
+
+
+@pytest.mark.parametrize("size", [420, 2000, 3600])
+def test_a_truncated_dvc_yaml_is_wrong_once_and_git_mends_it(project: Project, size: int) -> None:
+    path = project.folder / "dvc.yaml"
+    path.write_bytes(path.read_bytes()[:size])
+    looks = {name: look for name, look in doctor.looks(offline=False).items() if name != "tensorflow"}
+    found = [finding for findings in dict(doctor.examine(looks)).values() for finding in findings]
+    assert [finding.remedy for finding in found if finding.state == "wrong"] == ["git checkout dvc.yaml"]
+    assert states(repository.git) == ["ok"]  # and does not say to commit it
+    mend(wrong(repository.pipeline))
+    assert states(repository.pipeline) == ["ok"]
+
+
+def test_a_stage_that_a_commit_removed_from_dvc_yaml_is_a_note(project: Project) -> None:
+    pipeline = yaml.safe_load((project.folder / "dvc.yaml").read_bytes())
+    del pipeline["stages"]["evaluate"]
+    (project.folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline), encoding="utf-8")
+    project.commit("No evaluation")
+    assert states(repository.pipeline) == ["note"]
+
+
+@pytest.mark.parametrize("content", ["[cor", "[core]\nremot = team\n"])
+def test_a_broken_configuration_of_dvc_is_wrong_once_and_git_mends_it(project: Project, content: str) -> None:
+    (project.folder / ".dvc/config").write_text(content, encoding="utf-8")
+    assert "config" in project.run("dvc", "status", check=False).stderr
+    looks = {name: look for name, look in doctor.looks(offline=False).items() if name != "tensorflow"}
+    found = [finding for findings in dict(doctor.examine(looks)).values() for finding in findings]
+    assert [finding.remedy for finding in found if finding.state == "wrong"] == ["git checkout .dvc/config"]
+    assert states(repository.git) == ["ok"]  # and does not say to commit it
+    mend(wrong(repository.config))
+    assert states(repository.config) == ["ok"]
+
+
+def test_a_broken_configuration_of_ones_own_is_named_and_put_aside(project: Project) -> None:
+    (project.folder / ".dvc/config.local").write_text("[cor", encoding="utf-8")
+    found = wrong(repository.config)
+    assert found.found.startswith(".dvc/config.local is broken (")
+    mend(found)
+    assert states(repository.config) == ["ok"]
+
+
+@pytest.mark.parametrize("command", ["rebase", "cherry-pick"])
+def test_a_rebase_that_is_not_done_is_given_up_as_such(project: Project, command: str) -> None:
+    project.run("git", "checkout", "--quiet", "-b", "other")
+    for branch, epochs in (("other", 2), ("main", 3)):
+        project.run("git", "checkout", "--quiet", branch)
+        project.choose("train.epochs", epochs)
+        project.commit(branch)
+    project.run("git", command, "other", check=False)
+    found = wrong(repository.git)
+    assert found.found.startswith(f"a {command} is not done: params.yaml;")
+    mend(found)
+    assert states(repository.git) == ["ok"]
+
+
+def test_a_conflict_of_a_stash_is_given_up_as_such(project: Project) -> None:
+    project.choose("train.epochs", 2)
+    project.run("git", "stash")
+    project.choose("train.epochs", 3)
+    project.commit("Three")
+    project.run("git", "stash", "pop", check=False)
+    mend(wrong(repository.git))
+    assert states(repository.git) == ["ok"]
+
+
 def test_a_merge_that_is_not_done_is_wrong(project: Project) -> None:
     project.run("git", "checkout", "--quiet", "-b", "other")
     for branch, epochs in (("other", 2), ("main", 3)):
@@ -429,6 +509,36 @@ def test_a_checkpoint_tells_where_the_next_run_goes_on_and_a_damaged_one_is_wron
     assert before.name in found.found
 
 
+def test_an_entry_of_a_process_that_nobody_waited_for_is_wrong(
+    orphaned: Orphaned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = enter(orphaned[0].copy(tmp_path / "project"), monkeypatch)
+    dead = re.search(r"process (\d+), was killed", doctor.findings(processes.dvc_locks)[0].found)
+    assert dead
+    with subprocess.Popen(["true"]) as zombie:
+        wait_until(lambda: Path(f"/proc/{zombie.pid}/cmdline").read_bytes() == b"")
+        edit(project.folder / ".dvc/tmp/rwlock", f'"pid": {dead[1]}', f'"pid": {zombie.pid}')
+        found = wrong(processes.dvc_locks)
+    assert "(a zombie)" in found.found
+    mend(found)
+    assert states(processes.dvc_locks) == ["ok"]
+
+
+def test_what_a_killed_dvc_left_among_the_outputs_is_a_note_and_is_never_committed(project: Project) -> None:
+    left = [
+        project.folder / folder / ".tiDczSFE0BAUVtFqZBvN-_.tmp" for folder in ("data/raw", "models", "metrics")
+    ]
+    for path in left:
+        path.write_bytes(b"half")
+    (found,) = doctor.findings(unfinished.leftovers)
+    assert found.state == "note"
+    assert found.found.startswith("data/raw/.tiDczSFE0BAUVtFqZBvN-_.tmp, models/")
+    assert project.run("git", "status", "--porcelain").stdout == ""
+    mend(found)
+    assert not any(path.exists() for path in left)
+    assert states(unfinished.leftovers) == ["ok"]
+
+
 def test_a_stage_whose_dvc_was_killed_is_wrong_and_the_kill_ends_it(
     orphaned: Orphaned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -489,15 +599,13 @@ def test_a_cache_of_hard_links_needs_less_than_one_of_copies(project: Project) -
 def test_an_object_with_a_changed_byte_is_wrong_and_mended_to_the_bytes_it_had(
     project: Project, where: str
 ) -> None:
-    lock = yaml.safe_load((project.folder / "dvc.lock").read_bytes())["stages"]["download"]["outs"]
-    md5 = next(out["md5"] for out in lock if out["path"] == "data/raw/test.npz")
-    path = project.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
+    path = object_of(project, "data/raw/test.npz")
     content = path.read_bytes()
     change_a_byte(path)
     if where != "cache":
         change_a_byte(project.folder / "data/raw/test.npz")
     found = wrong(storage.cache)
-    assert f".dvc/cache/files/md5/{md5[:2]}/{md5[2:]}, which is data/raw/test.npz, has other bytes" in found.found
+    assert f"{path.relative_to(project.folder)}, which is data/raw/test.npz, has other bytes" in found.found
     assert ("dvc repro" in found.remedy) == (where != "cache")
     mend(replace(found, remedy=f"{found.remedy} download") if where != "cache" else found)  # evaluate is left out
     assert states(storage.cache) == ["ok"]
@@ -505,10 +613,37 @@ def test_an_object_with_a_changed_byte_is_wrong_and_mended_to_the_bytes_it_had(
 
 
 def test_an_object_that_is_gone_is_a_note(project: Project) -> None:
-    next((project.folder / ".dvc/cache/files/md5").glob("*/*")).unlink()
+    object_of(project, "models/model.keras").unlink()
     (found,) = doctor.findings(storage.cache)
-    assert (found.state, found.remedy) == ("note", "dvc repro")
-    assert found.found.startswith("1 of the 16 outputs of dvc.lock are not in .dvc/cache: ")
+    assert (found.state, found.remedy) == ("note", "dvc pull")
+    assert found.found == "1 of the 16 outputs of dvc.lock are not in .dvc/cache: models/model.keras"
+    mend(found)
+    assert states(storage.cache) == ["ok"]
+
+
+def test_an_empty_cache_is_filled_from_the_remote_and_by_a_run_where_none_is_named(project: Project) -> None:
+    shutil.rmtree(project.folder / ".dvc/cache")
+    (found,) = doctor.findings(storage.cache)
+    assert (found.state, found.remedy) == ("note", "dvc pull")
+    edit(project.folder / ".dvc/config", r"(?m)^    remote = .*\n", "")
+    assert doctor.findings(storage.cache)[0].remedy == "dvc repro"
+    project.run("git", "checkout", "--quiet", ".dvc/config")
+    mend(found)
+    (found,) = doctor.findings(storage.cache)
+    assert found.found.startswith(".dvc/cache: all 10 outputs of dvc.lock, without some that git keeps, ")
+
+
+def test_an_output_that_was_changed_in_the_workspace_is_a_note(project: Project) -> None:
+    path = project.folder / "data/processed/test.npz"
+    content = path.read_bytes()
+    change_a_byte(path)
+    note, ok = doctor.findings(storage.cache)
+    assert (note.state, note.remedy) == ("note", "dvc checkout --force data/processed/test.npz")
+    assert note.found == "data/processed/test.npz has other bytes than dvc.lock names; to have those"
+    assert ok.state == "ok"
+    mend(note)
+    assert states(storage.cache) == ["ok"]
+    assert path.read_bytes() == content
 
 
 def test_a_changed_byte_in_a_folder_of_outputs_is_found(
@@ -600,6 +735,13 @@ def test_no_mirror_that_has_the_archive_is_wrong(
     assert found.remedy.startswith("DATASET_SOURCES=")
 
 
+def test_a_place_that_no_download_can_read_is_told_as_the_download_tells_it(
+    cifar10: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DATASET_SOURCES", "ftp://host/archive")
+    assert "ftp://host/archive is no path, and none of file://, http:// and https://" in wrong(mirrors).found
+
+
 def test_a_mirror_with_a_file_of_another_size_is_not_one_of_the_official_archive(
     project: Project, cifar10: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -668,6 +810,58 @@ def test_an_output_that_the_remote_lacks_is_wrong_and_a_push_mends_it(project: P
     assert states(ask_remote) == ["ok"]
 
 
+@pytest.mark.parametrize("mode", [0o444, 0o644])  # as pushed; as a copy by hand leaves it
+def test_an_object_cut_short_in_the_remote_is_wrong_and_nothing_there_is_changed(
+    project: Project, tmp_path: Path, mode: int
+) -> None:
+    shutil.copytree(remote_folder(project), tmp_path / "remote")
+    set_remote(project, tmp_path / "remote")
+    path = object_of(project, "models/model.keras", tmp_path / "remote")
+    content = path.read_bytes()
+    path.chmod(0o644)
+    os.truncate(path, 100)
+    path.chmod(mode)
+    before = snapshot(tmp_path / "remote", project.folder)
+    found = wrong(ask_remote)
+    assert snapshot(tmp_path / "remote", project.folder) == before
+    assert found.found.startswith(f"models/model.keras has 100 bytes in team, and {len(content):,} by dvc.lock;")
+    mend(found)
+    assert states(ask_remote) == ["ok"]
+    assert path.read_bytes() == content
+
+
+def test_a_remote_whose_objects_are_taken_unseen_is_a_note(project: Project) -> None:
+    edit(project.folder / ".dvc/config", r"(?m)^    verify = .*\n", "")
+    ok, note = doctor.findings(ask_remote)
+    assert (ok.state, note.state, note.remedy) == ("ok", "note", "dvc remote modify team verify true")
+    mend(note)
+    assert states(ask_remote) == ["ok"]
+
+
+def test_what_neither_the_cache_nor_the_remote_has_is_made_before_it_is_pushed(
+    project: Project, tmp_path: Path
+) -> None:
+    set_remote(project, tmp_path / "remote")
+    assert wrong(ask_remote).remedy == "dvc push"
+    shutil.rmtree(project.folder / ".dvc/cache")
+    assert wrong(ask_remote).remedy == "dvc repro && dvc push"
+
+
+def test_a_folder_of_pictures_is_looked_for_in_the_remote_file_by_file(project: Project, tmp_path: Path) -> None:
+    shutil.copytree(remote_folder(project), tmp_path / "remote")
+    set_remote(project, tmp_path / "remote")
+    (project.folder / "pictures/cat").mkdir()
+    for name in "ab":
+        (project.folder / f"pictures/cat/{name}").write_text(name, encoding="utf-8")
+    project.run("dvc", "add", "pictures/cat")
+    assert "pictures/cat" in wrong(ask_remote).found
+    project.run("dvc", "push")
+    assert states(ask_remote) == ["ok"]
+    md5 = hashlib.md5(b"b").hexdigest()
+    (tmp_path / "remote/files/md5" / md5[:2] / md5[2:]).unlink()
+    assert wrong(ask_remote).found == "1 outputs of dvc.lock are not in team: pictures/cat/b"
+
+
 def test_a_remote_that_has_nothing_may_be_a_shared_folder_that_is_not_mounted(
     project: Project, tmp_path: Path
 ) -> None:
@@ -703,6 +897,13 @@ def test_no_remote_is_a_note_and_one_that_is_not_configured_is_wrong(project: Pr
     edit(config, r"(?s)\['remote.*", "")
     (found,) = doctor.findings(ask_remote)
     assert (found.state, found.remedy) == ("note", "dvc remote add --default NAME URL")
+
+
+def object_of(project: Project, path: str, store: Path = Path(".dvc/cache")) -> Path:
+    """The object of an output, by dvc.lock, in the cache or in another store."""
+    stages = yaml.safe_load((project.folder / "dvc.lock").read_bytes())["stages"].values()
+    md5 = next(str(out["md5"]) for stage in stages for out in stage["outs"] if out["path"] == path)
+    return project.folder / store / "files/md5" / md5[:2] / md5[2:]
 
 
 def edit(path: Path, pattern: str, replacement: str) -> None:

@@ -155,6 +155,21 @@ def test_a_run_that_no_commit_names_spares_a_colleague_the_training(
         assert (other.folder / name).read_text() == first.run("git", "show", f"result:{name}").stdout
 
 
+def test_a_clone_without_data_has_nothing_to_share_and_says_so(
+    first: Project, server: Server, tmp_path: Path
+) -> None:
+    other = clone(first, tmp_path, "result")
+    let_in(other, server)
+    with_tools = Project(other.folder, {**other.environment, "PYTHONPATH": str(ROOT)})
+    refused = with_tools.run(sys.executable, "-m", "tools.share", check=False)
+    assert refused.returncode == 1
+    assert refused.stderr.startswith("share: 10 of the 10 outputs to push are not in DVC's cache here: data/raw/")
+    assert refused.stderr.count("\n") == 1
+    assert refused.stdout == ""
+    other.run("dvc", "pull")
+    assert with_tools.run(sys.executable, "-m", "tools.share").stdout.endswith(" files pushed\n")
+
+
 @pytest.mark.parametrize("victim", ["push", "server"])
 def test_a_push_cut_half_way_is_missed_by_pull_and_mended_by_the_next_push(
     first: Project, server: Server, tmp_path: Path, victim: str
@@ -214,6 +229,23 @@ def test_an_object_cut_short_in_the_remote_is_refused_and_removing_it_there_mend
     other.run("dvc", "pull")
     assert (other.folder / "models/model.keras").read_bytes() == good
     assert other.repro() == []
+
+
+def test_the_doctor_names_what_was_cut_short_behind_ssh(first: Project, server: Server, tmp_path: Path) -> None:
+    other = clone(first, tmp_path, "result")
+    let_in(other, server)
+    with_tools = Project(other.folder, {**other.environment, "PYTHONPATH": str(ROOT)})
+    look = "from tools.doctoring.remote import remote; print(*(each.found for each in remote(offline=False)))"
+    assert with_tools.run(sys.executable, "-c", look).stdout == "team has every output of dvc.lock, in full size\n"
+    stored = server.store / cached(first, "data/predictions.csv")
+    good = stored.read_bytes()
+    stored.chmod(0o644)
+    stored.write_bytes(good[:7])
+    assert with_tools.run(sys.executable, "-c", look).stdout == (
+        f"data/predictions.csv has 7 bytes in team, and {len(good):,} by dvc.lock; remove {stored} there, "
+        "and where it is whole\n"
+    )
+    stored.write_bytes(good)
 
 
 def test_a_shared_folder_serves_as_well(first: Project, tmp_path: Path) -> None:

@@ -126,6 +126,16 @@ def recorded(claim: Claim, path: str) -> Claim:
     return claiming(claim, path, digest(claim.committed / path))
 
 
+def of_another_machine(claim: Claim) -> Claim:
+    """The claim as of a run whose arithmetic was another: whatever it did not do alike has other bytes."""
+    edit_json(claim.committed / TRAIN, model_sha256="1" * 64)
+    claim = recorded(claim, TRAIN)
+    for path in (MODEL, "metrics/history.csv", "metrics/reliability.csv", "data/predictions.csv"):
+        (claim.committed / path).unlink(missing_ok=True)
+        claim = claiming(claim, path, "0" * 32)
+    return replace(claim, tracked=claim.tracked - {"metrics/history.csv", "metrics/reliability.csv"})
+
+
 def differing(rows: Mapping[str, Row]) -> list[str]:
     return [path for path, row in rows.items() if row.result != "identical"]
 
@@ -198,6 +208,19 @@ def test_pictures_that_git_has_not_are_brought_from_the_working_directory(
     person.repro("download")
     person.commit("Pictures of my own")
     assert "pictures/cat/0.png" not in person.run("git", "ls-files").stdout
+    told(person, 0, "--stage", "download")
+
+
+def test_pictures_at_an_absolute_path_are_taken_from_there(project: Project, tmp_path: Path) -> None:
+    person = copy(project, tmp_path / "project")
+    for index in range(6):
+        path = tmp_path / "pictures" / ("cat", "dog")[index % 2] / f"{index}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (40 * index, 0, 0)).save(path)
+    person.choose("dataset.name", "folder")
+    person.choose("dataset.folder.path", str(tmp_path / "pictures"))
+    person.repro("download")
+    person.commit("Pictures elsewhere")
     told(person, 0, "--stage", "download")
 
 
@@ -307,6 +330,17 @@ def test_what_cannot_be_decided_is_said_in_one_line(
     with pytest.raises(StageError, match=f"^{message}") as caught:
         verify.main(arguments)
     assert "\n" not in str(caught.value)
+
+
+def test_a_defect_of_verify_is_not_taken_for_a_result_that_differs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(arguments: Any) -> None:
+        raise OverflowError("a defect")
+
+    monkeypatch.setattr(verify, "main", broken)
+    assert verify.run() == 2
+    assert capsys.readouterr().err.endswith("OverflowError: a defect\n")
 
 
 def test_outside_a_checkout_git_s_own_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +469,7 @@ def test_a_figure_within_its_tolerance_passes_and_one_beyond_fails(claim: Claim,
     true = json.loads((claim.committed / TRAIN).read_bytes())["val_loss"]
     for share, result in ((1.05, "within tolerance"), (1.5, "differs")):
         edit_json(claim.committed / TRAIN, val_loss=true * share)
-        row = tolerant(claiming(recorded(claim, TRAIN), MODEL, "0" * 32))[TRAIN]
+        row = tolerant(of_another_machine(claim))[TRAIN]
         assert row.result == result
         by, allowed = true - true * share, true * share / 10
         assert row.detail == f"val_loss {true * share:.6g}, now {true:.6g} ({by:+.3g}), {allowed:.3g} allowed"
@@ -445,6 +479,7 @@ def test_a_figure_within_its_tolerance_passes_and_one_beyond_fails(claim: Claim,
     ("value", "result"),
     [
         (1, "differs"),
+        pytest.param(10**400, "differs", id="beyond what a float holds"),
         ("many", "differs"),
         (float("nan"), "could not be compared"),
         ("gone", "could not be compared"),
@@ -458,18 +493,76 @@ def test_a_figure_without_a_tolerance_must_be_equal(
 
 
 def test_a_figure_is_not_excused_where_what_it_follows_from_is_identical(claim: Claim, tolerant: Judged) -> None:
-    true = json.loads((claim.committed / EVALUATION).read_bytes())["accuracy"]
-    edit_json(claim.committed / EVALUATION, accuracy=true + 0.02)
+    true = json.loads((claim.committed / EVALUATION).read_bytes())["loss"]
+    edit_json(claim.committed / EVALUATION, loss=true * 1.02)
     row = tolerant(recorded(claim, EVALUATION))[EVALUATION]
     assert row.result == "differs"
-    assert row.detail.endswith("allowed; but data/predictions.csv, from which it follows, is identical")
+    assert "; but " in row.detail
+    assert row.detail.endswith(" is identical, so nothing else may differ")
 
 
 def test_a_model_may_differ_only_where_figures_of_its_stage_hold(claim: Claim, tolerant: Judged) -> None:
-    other = claiming(claim, MODEL, "0" * 32)
+    other = of_another_machine(claim)
     assert tolerant(other)[MODEL].result == "differs as expected"
-    unjudged = claiming(claiming(other, TRAIN, None), "metrics/history.csv", None)
-    assert tolerant(unjudged)[MODEL].result == "could not be compared"
+    assert tolerant(claiming(other, TRAIN, None))[MODEL].result == "could not be compared"
+
+
+@pytest.mark.parametrize("figure", ["accuracy", "accuracy_low", "f1_macro", "kappa", "matthews"])
+def test_a_figure_within_its_tolerance_must_follow_from_the_confusion_in_git(
+    claim: Claim, tolerant: Judged, figure: str
+) -> None:
+    other = of_another_machine(claim)
+    figures = json.loads((claim.committed / EVALUATION).read_bytes())
+    edit_json(claim.committed / EVALUATION, model_sha256="1" * 64)
+    assert tolerant(recorded(other, EVALUATION))[EVALUATION].result == "within tolerance"
+    edit_json(claim.committed / EVALUATION, **{figure: figures[figure] + 0.02})
+    row = tolerant(recorded(other, EVALUATION))[EVALUATION]
+    assert row.result == "differs"
+    assert row.detail.startswith(f"{figure} is ")
+    assert row.detail.endswith(" by the counts of metrics/confusion.csv there")
+
+
+def test_another_model_is_not_excused_where_its_own_hash_in_the_metrics_is_that_of_the_rebuild(
+    claim: Claim, tolerant: Judged
+) -> None:
+    other = replace(claiming(claim, MODEL, "0" * 32), tracked=frozenset())
+    other = claiming(other, "metrics/history.csv", "0" * 32)
+    (claim.committed / "metrics/history.csv").unlink()
+    edit_json(
+        claim.committed / TRAIN, val_loss=json.loads((claim.committed / TRAIN).read_bytes())["val_loss"] * 1.01
+    )
+    rows = tolerant(recorded(other, TRAIN))
+    for path in (MODEL, TRAIN):
+        assert rows[path].result == "differs"
+        assert "; but metrics/train.json names this very model, so nothing else may differ" in rows[path].detail
+
+
+def test_a_false_accuracy_that_a_changed_environment_would_excuse_is_caught(
+    project: Project, tmp_path: Path
+) -> None:
+    """In the files of a commit: the figure, its hash and two invented ones in the lock, another TensorFlow."""
+    tampered = copy(project, tmp_path / "project")
+    lock = yaml.safe_load((tampered.folder / NAME).read_bytes())
+    figures = json.loads((tampered.folder / EVALUATION).read_bytes())
+    edit_json(tampered.folder / EVALUATION, accuracy=figures["accuracy"] + 0.025)
+    md5s = {MODEL: "0" * 32, "data/predictions.csv": "1" * 32, EVALUATION: digest(tampered.folder / EVALUATION)}
+    for stage in lock["stages"].values():
+        for file in (*stage["deps"], *stage["outs"]):
+            file["md5"] = md5s.get(file["path"], file["md5"])
+    (tampered.folder / NAME).write_text(yaml.safe_dump(lock, sort_keys=False), encoding="utf-8")
+    for stage in ("train", "evaluate"):
+        path = tampered.folder / f"environment/{stage}.json"
+        versions = json.loads(path.read_bytes())["versions"]
+        edit_json(path, versions={**versions, "tensorflow": "2.20.0"})
+    tampered.commit("A better accuracy")
+    report = json.loads(told(tampered, 1, "--json").stdout)
+    results = {row["path"]: row["result"] for row in report["outputs"]}
+    assert report["mode"] == "tolerance"
+    assert [path for path, result in results.items() if result == "differs"] == [
+        MODEL,
+        "data/predictions.csv",
+        EVALUATION,
+    ]
 
 
 def test_figures_of_which_no_file_is_here_decide_nothing(claim: Claim, tolerant: Judged, tmp_path: Path) -> None:
@@ -545,6 +638,12 @@ def test_the_environment_tells_another_kind_of_machine(
     assert [words.partition(":")[0] for words in found] == expected
 
 
+@pytest.mark.parametrize("threads", [None, "two", 8])
+def test_a_record_without_a_number_of_threads_is_not_portable(threads: Any) -> None:
+    assert machine.portable_here(_environments(runtime__cpu_isa="avx2"))
+    assert not machine.portable_here(_environments(runtime__cpu_isa="avx2", runtime__threads=threads))
+
+
 def test_a_record_of_another_model_is_not_used_and_told(claim: Claim, project: Project, tmp_path: Path) -> None:
     assert set(claim.environment) == {"train", "evaluate"}
     other = copy(project, tmp_path / "other")
@@ -591,6 +690,11 @@ def test_a_lock_is_up_to_date_in_a_clone_without_data_which_stays_as_it_was(fres
     assert fresh.run("git", "status", "--porcelain").stdout == ""
 
 
+def test_a_lock_is_up_to_date_in_a_checkout_behind_a_link(fresh: Project, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(fresh.folder)
+    assert stale(tmp_path / "link", {}) == []
+
+
 def test_a_lock_is_up_to_date_with_its_data_too(project: Project, environment: None) -> None:
     assert stale(project.folder, {}) == []
 
@@ -635,6 +739,43 @@ def test_a_new_dep_a_new_output_and_a_gone_file_make_the_lock_stale(fresh: Proje
         ("evaluate", "stages/card.py: no such file, but dvc.lock names it"),
         ("publish", "dvc.lock has no stage publish"),
     }
+
+
+def test_what_dvc_yaml_no_longer_has_makes_the_lock_stale(fresh: Project) -> None:
+    path = fresh.folder / "dvc.yaml"
+    pipeline = yaml.safe_load(path.read_bytes())
+    del pipeline["stages"]["download"]
+    pipeline["stages"]["preprocess"]["outs"].remove("data/processed/statistics.json")
+    pipeline["stages"]["train"]["deps"].remove("stages/engine.py")
+    pipeline["stages"]["evaluate"]["params"].remove("evaluate")
+    path.write_text(yaml.safe_dump(pipeline), encoding="utf-8")
+    assert {
+        ("download", "dvc.yaml has no stage download"),
+        ("preprocess", "data/processed/statistics.json: an output of preprocess no longer"),
+        ("train", "stages/engine.py: a dep of train no longer"),
+        ("evaluate", "evaluate of params.yaml: read by evaluate no longer"),
+    } <= set(stale(fresh.folder, {}))
+
+
+def test_a_frozen_stage_is_not_decided_as_dvc_does_not_look_at_it(fresh: Project) -> None:
+    fresh.run("dvc", "freeze", "train")
+    fresh.touch("stages/engine.py")
+    assert "verify: train: frozen" in told(fresh, 2, "--stale").stderr
+    assert stale(fresh.folder, {}, "download") == []
+
+
+def test_a_metric_that_is_gone_is_not_absent_data(fresh: Project) -> None:
+    (fresh.folder / EVALUATION).unlink()
+    assert stale(fresh.folder, {}) == [
+        ("evaluate", f"{EVALUATION}: no such file, though git keeps it and dvc.lock names it")
+    ]
+
+
+def test_a_stage_that_there_is_not_is_not_up_to_date(fresh: Project) -> None:
+    with pytest.raises(
+        StageError, match=r"^--stage trian: no stage of dvc\.yaml or dvc\.lock; name one of download"
+    ):
+        stale(fresh.folder, {}, "trian")
 
 
 def test_a_stage_that_ran_alone_makes_the_lock_stale_though_its_data_are_absent(fresh: Project) -> None:

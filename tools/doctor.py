@@ -29,7 +29,9 @@ def main(arguments: Sequence[str]) -> None:
     """Look, print, exit."""
     options = _parse(arguments)
     if not Path("dvc.yaml").exists():
-        raise StageError(f"{Path.cwd()}: there is no dvc.yaml; run from the repository's root")
+        raise StageError(
+            f"{Path.cwd()}: there is no dvc.yaml; run from the repository's root, or: git checkout dvc.yaml"
+        )
     found: list[tuple[str, Finding]] = []
     for name, told in examine(looks(options.offline)):
         found += [(name, finding) for finding in told]
@@ -50,12 +52,15 @@ def looks(offline: bool) -> dict[str, Look]:
         "python": environment.python_version,
         "packages": environment.packages,
         "tensorflow": environment.tensorflow,
+        "config": repository.config,
         "params": repository.params,
+        "dvc.yaml": repository.pipeline,
         "git": repository.git,
         "dvc.lock": repository.lock,
         "dvc locks": processes.dvc_locks,
         "stages": processes.running_stages,
         "checkpoints": unfinished.checkpoints,
+        "leftovers": unfinished.leftovers,
         "disk": storage.disk,
         "cache": storage.cache,
         "download": sources.download,

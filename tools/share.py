@@ -17,10 +17,11 @@ from stages.failure import StageError
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Push and count; `StageError` when the remote is missing, unreachable or took not all of it."""
+    """Push and count; `StageError` when the run is not here, or the remote is missing or took not all of it."""
     options = _parse(arguments)
     try:
         with Repo() as repo:
+            _refuse_what_is_not_here(repo)
             pushed = repo.push(remote=options.remote)  # first, as it stops where the remote cannot be reached
             with lock_repo(repo):
                 pushed += push_outputs(repo, options.remote)
@@ -44,6 +45,17 @@ def push_outputs(repo: Repo, remote: str | None) -> int:
             raise StageError(f"{len(result.failed)} files were not pushed, for the reasons above; run again")
         pushed += len(result.transferred)
     return pushed
+
+
+def _refuse_what_is_not_here(repo: Repo) -> None:
+    """DVC would name the hashes and push nothing, with success."""
+    outs = [out for out in repo.index.outs if out.use_cache and out.can_push and out.hash_info]
+    absent = [str(out) for out in outs if not repo.cache.local.exists(out.hash_info.value)]
+    if absent:
+        raise StageError(
+            f"{len(absent)} of the {len(outs)} outputs to push are not in DVC's cache here: {', '.join(absent)}; "
+            "run: dvc pull, or dvc repro where no remote has them, and then this again"
+        )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

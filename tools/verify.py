@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -175,10 +176,13 @@ def _made_anew(
 
 
 def _bring_pictures(choices: Mapping[str, Any], folder: Path) -> None:
-    """Copy a person's own pictures, which git has not, from the working directory; dvc.lock tells other ones."""
+    """Copy a person's own pictures, which git has not, from the working directory; dvc.lock tells other ones.
+
+    Those at an absolute path are found where they are.
+    """
     if choices.get("dataset.name") == "folder":
-        pictures = str(choices["dataset.folder.path"])
-        if Path(pictures).is_dir():
+        pictures = Path(choices["dataset.folder.path"])
+        if pictures.is_dir() and not pictures.is_absolute():
             shutil.copytree(pictures, folder / pictures, dirs_exist_ok=True)
 
 
@@ -238,8 +242,7 @@ def _list(title: str, items: Sequence[str], markdown: bool) -> str:
 
 
 def _tell_stale(options: argparse.Namespace) -> None:
-    findings = stale(Path.cwd(), {key: _parsed(value) for key, value in options.set})
-    findings = [found for found in findings if options.stage in (None, found[0])]
+    findings = stale(Path.cwd(), {key: _parsed(value) for key, value in options.set}, options.stage)
     sentence = (
         f"{NAME} is {'stale: dvc repro, then commit it' if findings else 'up to date with code and params'}."
     )
@@ -300,10 +303,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def run() -> int:
+    """Return the process's exit code, in which 1 says that it differs, and nothing else."""
+    try:
+        code = failure.run("verify", main)
+    except Exception:  # a defect: its traceback says where, and nothing was decided
+        traceback.print_exc()
+        return UNDECIDED
+    # Every StageError is 1 to `failure.run`.
+    return UNDECIDED if code == 1 else code
+
+
 if __name__ == "__main__":
     # When CI gives up, too, the stages must end and the folder must go.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
-    code = failure.run("verify", main)
-    # Every StageError is 1 to `failure.run`; here it says that nothing could be decided, and 1 that it differs.
-    sys.exit(UNDECIDED if code == 1 else code)
+    sys.exit(run())

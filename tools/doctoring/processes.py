@@ -58,6 +58,9 @@ def _rwlock() -> Iterator[Finding]:
         who = f"{RWLOCK}: `{command}`, process {pid},"
         if not is_alive(pid):
             yield Finding("note", f"{who} was killed; the next dvc command takes its entry out")
+        elif _is_zombie(pid):
+            found = f"{who} has ended, but is still in the system's list (a zombie), and dvc would wait for it"
+            yield Finding("wrong", found, f"rm {RWLOCK}")
         elif _is_dvc(pid) is False and command not in " ".join(_words(pid)):
             found = f"{who} was killed, and its number is now that of another program, for which dvc would wait"
             yield Finding("wrong", found, f"rm {RWLOCK}")
@@ -134,13 +137,25 @@ def _is_orphan(pid: int) -> bool | None:
         if not any(entry.startswith(b"DVC_STAGE=") for entry in environment):
             return False  # begun by hand, which DVC's variables tell apart
         while pid > 1:
-            # The name, in parentheses, may hold spaces; the parent is the second field after it.
-            pid = int((PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            pid = int(_stat(pid)[1])
             if _is_dvc(pid):
                 return False
     except OSError:  # no /proc, another user's process, or one that has just ended
         return None
     return True
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether a process has ended and whoever began it has not asked how; False where the system does not tell."""
+    try:
+        return _stat(pid)[0] == "Z"
+    except OSError:
+        return False
+
+
+def _stat(pid: int) -> list[str]:
+    """Return what the system tells of a process after its name, which is in parentheses: state, parent, …"""
+    return (PROC / str(pid) / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 def _is_dvc(pid: int) -> bool | None:

@@ -8,6 +8,7 @@ from stages.failure import StageError
 from tools.doctoring.finding import NotLookedAt
 
 LOCK = Path("dvc.lock")
+PIPELINE = Path("dvc.yaml")
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,43 @@ def outputs() -> list[Output]:
 
 def unrecorded() -> list[str]:
     """Return the outputs that dvc.yaml gives the stages in dvc.lock, and that dvc.lock does not record."""
+    there = {str(output.path) for output in outputs()}
+    listed = pipeline()
+    return [path for name in stages() for path in listed.get(name, {}) if path not in there]
+
+
+def pipeline() -> dict[str, dict[str, bool]]:
+    """Return, by stage, the outputs that dvc.yaml lists, and of each whether DVC's cache keeps it, or git.
+
+    Raises `NotLookedAt` when dvc.yaml is broken.
+    """
     import yaml
 
-    listed = yaml.safe_load(Path("dvc.yaml").read_bytes())["stages"]
-    there = {str(output.path) for output in outputs()}
-    named = [
-        out if isinstance(out, str) else next(iter(out))
-        for name in stages()
-        for kind in ("outs", "metrics", "plots")
-        for out in listed.get(name, {}).get(kind, [])
-    ]
-    return [path for path in named if path not in there]
+    try:
+        listed = yaml.safe_load(PIPELINE.read_bytes())["stages"]
+        found: dict[str, dict[str, bool]] = {}
+        for name, stage in listed.items():
+            outs = [out for kind in ("outs", "metrics", "plots") for out in stage.get(kind, [])]
+            named = [{out: {}} if isinstance(out, str) else out for out in outs]
+            found[name] = {path: choices.get("cache", True) for out in named for path, choices in out.items()}
+    except (OSError, yaml.YAMLError, LookupError, TypeError, AttributeError):
+        raise NotLookedAt(f"not looked at: {PIPELINE} is broken, see there") from None
+    return found
+
+
+def in_git() -> set[Path]:
+    """Return the outputs that dvc.yaml leaves to git; raises `NotLookedAt` as `pipeline` does."""
+    return {Path(path) for outs in pipeline().values() for path, cached in outs.items() if not cached}
 
 
 def dvc_config() -> dict[str, Any]:
-    """Return DVC's configuration of all levels, with absolute paths."""
-    from dvc.config import Config
+    """Return DVC's configuration of all levels, with absolute paths; raises `NotLookedAt` when it is broken."""
+    from dvc.config import Config, ConfigError
 
-    return dict(Config(".dvc"))
+    try:
+        return dict(Config(".dvc"))
+    except ConfigError:
+        raise NotLookedAt("not looked at: DVC's configuration is broken, see config") from None
 
 
 def cache_folder(config: dict[str, Any]) -> Path:

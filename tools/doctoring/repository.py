@@ -1,4 +1,4 @@
-"""The files that git has: params.yaml, dvc.lock, and what git says of the rest."""
+"""The files that git has: DVC's configuration, params.yaml, dvc.yaml, dvc.lock, and what git says of the rest."""
 
 import os
 import shlex
@@ -9,8 +9,41 @@ from pathlib import Path
 from tools.doctoring import recorded
 from tools.doctoring.finding import Finding, NotLookedAt, listed
 
+CONFIG = Path(".dvc/config")
 RESULTS = ("dvc.lock", "metrics/", "environment/")  # what a run writes, of what git tracks
+OUTPUTS = "metrics/"  # of these, what dvc removes before it runs
+# What git leaves while it is not done, by what gives it up; a rebase has a CHERRY_PICK_HEAD as well.
+UNDONE = {
+    "rebase-merge": "rebase",
+    "rebase-apply/applying": "am",
+    "rebase-apply": "rebase",
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "MERGE_HEAD": "merge",
+}
 UNMERGED = ("DD", "AU", "UD", "UA", "DU", "AA", "UU")  # of `git status --porcelain`
+
+
+def config() -> Iterator[Finding]:
+    """Read each file of DVC's configuration by itself, as DVC's own message does not say which is broken."""
+    from dvc.config import Config, ConfigError
+
+    levels = [Path(Config.get_dir(level)) / Config.CONFIG for level in ("system", "global")]
+    for path in (*levels, CONFIG, Path(f"{CONFIG}.local")):
+        try:
+            Config.load_file(str(path))
+        except FileNotFoundError:
+            continue
+        except ConfigError as error:
+            found = f"{path} is broken ({str(error).removeprefix('config file error: ')}); dvc refuses to run"
+            yield Finding("wrong", found, _restore(path) or f"mv {shlex.quote(str(path))} broken-config")
+            return
+    try:
+        Config(".dvc")
+    except ConfigError as error:
+        yield Finding("wrong", f"{' '.join(str(error).split())}; dvc refuses to run", _restore(CONFIG))
+    else:
+        yield Finding("ok", "DVC's configuration: whole, and DVC knows every key")
 
 
 def params() -> Iterator[Finding]:
@@ -19,6 +52,39 @@ def params() -> Iterator[Finding]:
 
     check_params(Path("params.yaml"))
     yield Finding("ok", "params.yaml: every key is known and in range")
+
+
+def pipeline() -> Iterator[Finding]:
+    """Check that dvc.yaml is whole: a file cut short may be one of fewer stages or outputs."""
+    import yaml
+    from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
+    from voluptuous import Invalid
+
+    path = recorded.PIPELINE
+    try:
+        COMPILED_MULTI_STAGE_SCHEMA(yaml.safe_load(path.read_bytes()))
+    except (yaml.YAMLError, Invalid) as error:
+        found = f"{path}: cut short, or not what DVC takes ({' '.join(str(error).split())})"
+        yield Finding("wrong", found, _restore(path))
+        return
+    stages = recorded.pipeline()
+    try:
+        missing = [name for name in recorded.stages() if name.partition("@")[0] not in stages]
+        missing += [
+            str(output.path)
+            for output in recorded.outputs()
+            if output.stage in stages and str(output.path) not in stages[output.stage]
+        ]
+    except NotLookedAt:  # nothing to hold it to
+        missing = []
+    if missing:
+        found = f"{path} lacks {listed(missing)}, which {recorded.LOCK} has"
+        if remedy := _restore(path):
+            yield Finding("wrong", f"{found}: cut short, or dvc repro has not run since it changed", remedy)
+        else:
+            yield Finding("note", f"{found}, of an earlier {path}")
+    else:
+        yield Finding("ok", f"{path}: whole, with {len(stages)} stages: {', '.join(stages)}")
 
 
 def lock() -> Iterator[Finding]:
@@ -30,8 +96,7 @@ def lock() -> Iterator[Finding]:
     if unrecorded := recorded.unrecorded():
         # DVC takes a file that was cut short at a fitting place for one of fewer stages or outputs.
         found = f"{recorded.LOCK} does not record {listed(unrecorded)}: cut short, or dvc.yaml has changed since"
-        remedy = f"git checkout {recorded.LOCK}" if _committed(recorded.LOCK) else "dvc repro"
-        yield Finding("note", found, remedy)
+        yield Finding("note", found, _restore(recorded.LOCK) or "dvc repro")
     else:
         yield Finding("ok", f"{recorded.LOCK}: whole, with {len(stages)} stages: {', '.join(stages)}")
 
@@ -62,23 +127,31 @@ def git() -> Iterator[Finding]:
 def _uncommitted() -> Iterator[Finding]:
     entries = [(line[:2], line[3:]) for line in _git("status", "--porcelain").splitlines()]
     unmerged = [name for state, name in entries if state in UNMERGED]
-    changed = [name for state, name in entries if state not in (*UNMERGED, "??")]
     deleted = [name for state, name in entries if state in (" D", "D ")]
-    gone = [name for name in deleted if name.startswith(RESULTS)]
+    gone = [name for name in deleted if name.startswith(OUTPUTS)]
+    lost = [name for state, name in entries if state == " D" and name not in gone]
+    changed = [name for state, name in entries if state not in (*UNMERGED, "??") and name not in lost]
     results = [name for name in changed if name.startswith(RESULTS)]
     results += [name for state, name in entries if state == "??" and name == "dvc.lock"]
     if "dvc.lock" in results and not _has_lock():
         results.remove("dvc.lock")
+    if lost:
+        yield Finding(
+            "note",
+            f"gone from the workspace: {listed(lost)}; to have it again",
+            f"git checkout {shlex.join(lost)}",
+        )
     if gone:
         # DVC removes a stage's outputs before it runs: nothing of this is to be committed.
         yield Finding(
             "note", f"a run is going on, or did not end: {listed(gone)} are gone until it has", "dvc repro"
         )
         return
-    others = [name for name in changed if name not in (*results, "dvc.lock")]
+    others = [name for name in changed if name not in (*results, "dvc.lock") and not _is_broken(name)]
     if unmerged:
-        found = f"a merge is not done: {listed(unmerged)}; edit and add them, or give it up"
-        yield Finding("wrong", found, "git merge --abort")
+        doing = next((name for path, name in UNDONE.items() if Path(_git_path(path)).exists()), "")
+        found = f"a {doing or 'merge'} is not done: {listed(unmerged)}; edit and add them, or give it up"
+        yield Finding("wrong", found, f"git {doing} --abort" if doing else "git reset --merge")
     if results:
         found = f"the results of the last run are not committed: {listed(results)}"
         yield Finding("note", found, "git add dvc.lock metrics environment && git commit")
@@ -94,12 +167,23 @@ def _has_lock() -> bool:
         return False
 
 
-def _committed(path: Path) -> bool:
-    """Whether the last commit has another version of the file."""
+def _is_broken(name: str) -> bool:
+    """Whether the file's own look finds it wrong, so that it is none to commit."""
+    look = {str(CONFIG): config, str(recorded.PIPELINE): pipeline}.get(name)
+    return look is not None and any(finding.state == "wrong" for finding in look())
+
+
+def _restore(path: Path) -> str:
+    """Return the command that brings back the last commit's version of the file; nothing where it is that one."""
     try:
-        return bool(_git("diff", "--name-only", "HEAD", "--", str(path)).strip())
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return False
+        other = _git("diff", "--name-only", "HEAD", "--", str(path)).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"git checkout {path}" if other else ""
+
+
+def _git_path(name: str) -> str:
+    return _git("rev-parse", "--git-path", name).strip()
 
 
 def _git(*arguments: str) -> str:

@@ -175,6 +175,8 @@ def _web(url: str) -> str:
 
 
 def _local(place: str) -> str:
+    if "://" in place and not place.startswith("file://"):
+        return "is no path, and none of file://, http:// and https://"
     path = Path(unquote(place[7:]) if place.startswith("file://") else place).expanduser()
     return _of_size(path.stat().st_size) if path.is_file() else "is not a file here"
 

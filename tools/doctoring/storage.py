@@ -12,7 +12,7 @@ from typing import Any
 
 from tools.doctoring import sources
 from tools.doctoring.finding import Finding, listed, megabytes
-from tools.doctoring.recorded import Output, cache_folder, dvc_config, object_path, outputs
+from tools.doctoring.recorded import Output, cache_folder, dvc_config, in_git, object_path, outputs
 
 # The model, and two checkpoints of it with Adam's two moments, each written aside before it is moved: as train
 # asks for it. In units of the model, which is little more than its weights.
@@ -70,8 +70,11 @@ def _there(folder: Path) -> Path:
 
 def cache() -> Iterator[Finding]:
     """Hash each object of the cache that dvc.lock names: DVC trusts one unhashed as long as it is read-only."""
-    folder, recorded = cache_folder(dvc_config()), outputs()
-    absent = [str(output.path) for output in recorded if not object_path(folder, output.md5).exists()]
+    config, recorded = dvc_config(), outputs()
+    folder, kept_by_git = cache_folder(config), in_git()
+    here = [output for output in recorded if object_path(folder, output.md5).exists()]
+    # What git keeps DVC has for its run cache only, and does not pull.
+    absent = [str(each.path) for each in recorded if each not in here and each.path not in kept_by_git]
     damaged = [
         output
         for output in _with_parts(recorded, folder)
@@ -81,18 +84,27 @@ def cache() -> Iterator[Finding]:
         path = object_path(folder, output.md5)
         found = f"{path}, which is {output.path}, has other bytes than its name says"
         yield Finding("wrong", found, _mend(output, path))
-    if len(absent) == len(recorded):
-        yield Finding(
-            "note", f"not yet: {folder} has none of the {len(recorded)} outputs of dvc.lock", "dvc repro"
-        )
-    elif absent:
+    for output in here:
+        if output not in damaged and output.path not in kept_by_git and _is_changed(output, folder):
+            remedy = f"dvc checkout --force {shlex.quote(str(output.path))}"
+            yield Finding("note", f"{output.path} has other bytes than dvc.lock names; to have those", remedy)
+    if absent:
+        remedy = "dvc pull" if config["core"].get("remote") else "dvc repro"
         found = f"{len(absent)} of the {len(recorded)} outputs of dvc.lock are not in {folder}: {listed(absent)}"
-        yield Finding("note", found, "dvc repro")
+        yield Finding("note", found if here else f"not yet: {folder} has no output of dvc.lock", remedy)
     elif not damaged:
-        size = megabytes(sum(output.size for output in recorded))
+        size = megabytes(sum(output.size for output in here))
+        which = "" if len(here) == len(recorded) else ", without some that git keeps"
         yield Finding(
-            "ok", f"{folder}: all {len(recorded)} outputs of dvc.lock, {size}, have the bytes of their MD5"
+            "ok", f"{folder}: all {len(here)} outputs of dvc.lock{which}, {size}, have the bytes of their MD5"
         )
+
+
+def _is_changed(output: Output, folder: Path) -> bool:
+    """Whether the workspace has the file with other bytes than the cache, which holds what dvc.lock names."""
+    if not output.path.is_file() or output.path.samefile(object_path(folder, output.md5)):
+        return False
+    return output.path.stat().st_size != output.size or _md5(output.path) != output.md5
 
 
 def _with_parts(recorded: list[Output], folder: Path) -> Iterator[Output]:

@@ -1,4 +1,4 @@
-"""Training that did not end: the checkpoints from which the next run goes on."""
+"""What did not end: the checkpoints from which the next run goes on, and files that a killed `dvc` was writing."""
 
 import hashlib
 import re
@@ -7,10 +7,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools.doctoring.finding import Finding
+from tools.doctoring.finding import Finding, listed
 from tools.doctoring.processes import STAGES, is_held
 
 CHECKPOINTS = Path("checkpoints")
+OUTPUTS = ("data", "models", "metrics")
+TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")  # under such a name DVC writes what it then moves
 
 
 def checkpoints() -> Iterator[Finding]:
@@ -36,3 +38,14 @@ def checkpoints() -> Iterator[Finding]:
         else:
             then = "the next dvc repro goes on from there, unless params, data or code have changed"
             yield Finding("note", f"{place}: a run ended early; {then}")
+
+
+def leftovers() -> Iterator[Finding]:
+    """Tell of the files among the outputs that a killed `dvc` left, which nothing reads or removes."""
+    paths = [path for folder in OUTPUTS for path in sorted(Path(folder).rglob(".*.tmp"))]
+    left = [str(path) for path in paths if TEMPORARY.fullmatch(path.name)]
+    if left:
+        found = f"{listed(left)}: left by a dvc that was killed, if none is running"
+        yield Finding("note", found, f"rm -f {shlex.join(left)}")
+    else:
+        yield Finding("ok", "no killed dvc has left a temporary file among the outputs")

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import math
+import sys
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
@@ -82,8 +83,10 @@ def in_words(change: Change) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether `value` counts or measures something; true and false do not."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Tell whether `value` counts or measures something; true and false do not, nor what no float can hold."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
 
 
 def _arrays(old: Path, new: Path) -> Iterator[str]:

@@ -8,7 +8,7 @@ recorded bytes there too.
 import fnmatch
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -16,6 +16,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from stages.failure import StageError
 from stages.params import Section, read
+from tools.verification import counts, machine
 from tools.verification.claims import Claim
 from tools.verification.differences import Change, changed_figures, describe, digest, in_words, is_number
 from tools.verification.lock import Lock, Output
@@ -23,6 +24,7 @@ from tools.verification.lock import Lock, Output
 TOLERANCES = Path(__file__).parent.parent / "tolerances.yaml"
 
 Result = Literal["identical", "within tolerance", "differs as expected", "differs", "could not be compared"]
+EXCUSED = ("within tolerance", "differs as expected")
 
 
 class Tolerance(Section):
@@ -77,7 +79,8 @@ def judge(claim: Claim, lock: Lock, folder: Path, rules: Rules | None, stage: st
         name = (found or claim.outputs[path]).stage
         if stage in (None, name):
             rows.append(Row(name, path, *_judge(claim, path, expected, found, folder / path, rules)))
-    return _excuse_only_with_other_arithmetic(_excuse_only_beside_figures(rows, rules), rules or {})
+    rows = [_excuse_only_by_its_counts(row, claim.committed) for row in _excuse_only_beside_figures(rows, rules)]
+    return _excuse_only_with_other_arithmetic(rows, _same_arithmetic(rows, rules or {}, claim.committed, folder))
 
 
 def _judge(
@@ -176,20 +179,35 @@ def _excuse_only_beside_figures(rows: Sequence[Row], rules: Rules | None) -> lis
     ]
 
 
-def _excuse_only_with_other_arithmetic(rows: Sequence[Row], rules: Rules) -> list[Row]:
-    """Figures that follow from an output with the recorded bytes have no reason to differ at all."""
+def _excuse_only_by_its_counts(row: Row, committed: Path) -> Row:
+    """Figures that do not follow from the confusion that was recorded with them are of no run, however near."""
+    if row.path != counts.EVALUATION or row.result not in EXCUSED:
+        return row
+    try:
+        found = counts.contradicted(committed)
+    except StageError as error:
+        return replace(row, result="could not be compared", detail=str(error))
+    return replace(row, result="differs", detail="; ".join(found)) if found else row
+
+
+def _same_arithmetic(rows: Sequence[Row], rules: Rules, committed: Path, folder: Path) -> dict[str, str]:
+    """Return, of the stages that computed here as they did there, what shows it."""
     same = {
-        row.stage: row.path for row in rows if row.result == "identical" and _find(rules, row.path) == "arithmetic"
+        row.stage: f"{row.path} is identical"
+        for row in rows
+        if row.result == "identical" and _find(rules, row.path) == "arithmetic"
     }
-    excused = ("within tolerance", "differs as expected")
+    model = machine.recorded_model(folder)
+    if model and model == machine.recorded_model(committed):
+        same |= {row.stage: f"{row.path} names this very model" for row in rows if row.path == machine.TRAINING}
+    return same
+
+
+def _excuse_only_with_other_arithmetic(rows: Sequence[Row], same: Mapping[str, str]) -> list[Row]:
+    """What a stage computed as it did there has no reason to differ at all."""
     return [
-        Row(
-            row.stage,
-            row.path,
-            "differs",
-            f"{row.detail}; but {same[row.stage]}, from which it follows, is identical",
-        )
-        if row.result in excused and row.stage in same
+        replace(row, result="differs", detail=f"{row.detail}; but {same[row.stage]}, so nothing else may differ")
+        if row.result in EXCUSED and row.stage in same
         else row
         for row in rows
     ]

@@ -15,6 +15,7 @@ Environments = dict[str, dict[str, Any]]  # by stage; of each, the values by dot
 
 # What the same locked packages promise the same bytes in spite of; `runtime` is a choice, taken from dvc.lock.
 PROMISED = ("cores", "libc", "python", "runtime.")
+TRAINING = "metrics/train.json"
 OF_MODEL = "model_sha256"  # which model a record is of; nothing of the machine
 PORTABLE_THREADS = 4  # with more, sums are split elsewhere even when the instruction set is capped
 
@@ -24,12 +25,16 @@ def read_environments(folder: Path) -> Environments:
 
     Records of another model are left out: DVC has brought back results, and not the record of their machine.
     """
-    return {stage: record for stage, record in _records(folder).items() if record.get(OF_MODEL) == _model(folder)}
+    return {
+        stage: record
+        for stage, record in _records(folder).items()
+        if record.get(OF_MODEL) == recorded_model(folder)
+    }
 
 
 def of_other_models(folder: Path) -> list[str]:
     """Return the stages whose record in the checkout `folder` is of another model than metrics/train.json."""
-    return [stage for stage, record in _records(folder).items() if record.get(OF_MODEL) != _model(folder)]
+    return [stage for stage, record in _records(folder).items() if record.get(OF_MODEL) != recorded_model(folder)]
 
 
 def _records(folder: Path) -> Environments:
@@ -42,10 +47,10 @@ def _records(folder: Path) -> Environments:
     return found
 
 
-def _model(folder: Path) -> Any:
+def recorded_model(folder: Path) -> Any:
     """Return the SHA-256 of the model that the metrics are of; None where they do not tell."""
     try:
-        return json.loads((folder / "metrics" / "train.json").read_bytes())[OF_MODEL]
+        return json.loads((folder / TRAINING).read_bytes())[OF_MODEL]
     except (FileNotFoundError, ValueError, LookupError, TypeError):
         return None
 
@@ -75,9 +80,11 @@ def portable_here(here: Environments) -> bool:
 
 
 def _portable(environment: Mapping[str, Any]) -> bool:
+    threads = environment.get("runtime.threads")  # of a file that anyone may have edited
     return (
         environment.get("runtime.cpu_isa") == "avx2"
-        and environment.get("runtime.threads", 0) <= PORTABLE_THREADS
+        and isinstance(threads, int)
+        and threads <= PORTABLE_THREADS
         and environment.get("system") == "Linux x86_64"
         and {"avx2", "fma"} <= set(str(environment.get("cpu_flags")).split())
     )
