@@ -7,11 +7,13 @@ where a run is computed is no choice of its result.
 
 from __future__ import annotations
 
-import faulthandler
 import json
+import math
 import os
 import re
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -36,6 +38,16 @@ JOBS = ("chief", "worker")  # in the order of their ranks
 # SLURM says which hosts a job has, but no port; one made of the job's number keeps two jobs on a host apart.
 SLURM_PORTS = 20_000, 10_000  # the first, how many
 
+WATCH = """
+import os, signal, sys, time
+process, deadline = int(sys.argv[1]), time.monotonic() + float(sys.argv[2])
+while os.getppid() == process:
+    if time.monotonic() > deadline:
+        print(sys.argv[3], file=sys.stderr, flush=True)
+        os.kill(process, signal.SIGKILL)
+    time.sleep(0.2)
+"""
+
 AGAIN = "then start all again; the chief resumes from its last checkpoint"
 README = "see 'Several machines' in the README"
 
@@ -47,6 +59,16 @@ class Worker:
     job: str
     index: int
     address: str
+
+    @property
+    def host(self) -> str:
+        """The part of the address before its port, an IPv6 one without brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
+
+    @property
+    def port(self) -> int:
+        """The port of the address."""
+        return int(self.address.rpartition(":")[2])
 
     def __str__(self) -> str:
         """Tell which it is and where, for messages."""
@@ -213,8 +235,11 @@ def _read_tf_config(text: str) -> tuple[tuple[Worker, ...], int]:
         config = json.loads(text)
         jobs, task = config["cluster"], config["task"]
         workers = tuple(Worker(job, *each) for job in JOBS for each in enumerate(jobs.get(job, [])))
-        if odd := [str(worker) for worker in workers if not re.fullmatch(r".+:[0-9]+", worker.address)]:
-            raise ValueError(f"host:port expected, found {odd[0]}")
+        for worker in workers:
+            if not re.fullmatch(r".+:[0-9]+", worker.address) or not 0 < worker.port < 2**16:
+                raise ValueError(f"host:port expected, found {worker}")
+            if [each.address for each in workers].count(worker.address) > 1:
+                raise ValueError(f"{worker.address} is there more than once")
         rank = [(worker.job, worker.index) for worker in workers].index((task["type"], int(task["index"])))
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise StageError(
@@ -238,11 +263,10 @@ def _devices(count: int) -> list[str]:
 
 
 def _join(workers: tuple[Worker, ...], rank: int) -> Cluster:
-    try:
-        seconds = float(os.environ.get(SECONDS_VARIABLE, SECONDS))
-    except ValueError:
-        raise StageError(f"{SECONDS_VARIABLE}: a number of seconds expected") from None
+    seconds = _patience(os.environ.get(SECONDS_VARIABLE, str(SECONDS)))
     _wait_for_all(workers, rank, seconds)
+    # gRPC would ask a proxy of the environment for these hosts, too.
+    os.environ["no_grpc_proxy"] = ",".join(each.host for each in workers)  # noqa: SIM112, gRPC reads it in small letters
     # TensorFlow 2.21 ends in a segmentation fault when a job has no process.
     jobs = {each.job: [other.address for other in workers if other.job == each.job] for each in workers}
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -251,26 +275,55 @@ def _join(workers: tuple[Worker, ...], rank: int) -> Cluster:
         task_id=workers[rank].index,
         rpc_layer="grpc",
     )
-    # One that dies at this very moment would be waited for without end, in a call that holds Python's lock.
-    faulthandler.dump_traceback_later(seconds, exit=True)
     try:
-        cluster = Cluster(tf.distribute.MultiWorkerMirroredStrategy(resolver), workers, rank)
-        with cluster.watched():
-            cluster.total(np.zeros(1, np.int32))  # returns when all are there
+        with _ended_after(seconds):
+            cluster = Cluster(tf.distribute.MultiWorkerMirroredStrategy(resolver), workers, rank)
+            with cluster.watched():
+                cluster.total(np.zeros(1, np.int32))  # returns when all are there
+        # TensorFlow has begun to keep it for itself, as a notice that it does nothing about.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except tf.errors.OpError as error:
         raise StageError(
             f"{workers[rank]}: TensorFlow cannot join the others: {error.message.splitlines()[0]}; {README}"
         ) from None
-    finally:
-        faulthandler.cancel_dump_traceback_later()
     return cluster
+
+
+def _patience(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise StageError(f"{SECONDS_VARIABLE}: a number of seconds above 0 expected, found '{text}'")
+    return seconds
+
+
+@contextmanager
+def _ended_after(seconds: float) -> Iterator[None]:
+    """End this process, with one line, when the block takes longer.
+
+    From outside it, as TensorFlow waits for the others without end and holds Python's lock meanwhile: when one
+    dies at this moment, is another program, or knows another cluster.
+    """
+    line = (
+        f"train: the others answer, and do not take part within {seconds:g} seconds ({SECONDS_VARIABLE}): is what "
+        "answers this training, with the same cluster in each one's TF_CONFIG? then start all again"
+    )
+    watch = subprocess.Popen([sys.executable, "-I", "-c", WATCH, str(os.getpid()), str(seconds), line])
+    try:
+        yield
+    finally:
+        watch.kill()
+        watch.wait()
 
 
 def _wait_for_all(workers: tuple[Worker, ...], rank: int, seconds: float) -> None:
     """Return when a process listens at each address, this one at its own; TensorFlow's own wait knows no end."""
-    port = int(workers[rank].address.rpartition(":")[2])
+    port, both = workers[rank].port, socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        server = socket.create_server(("", port), backlog=len(workers))
+        server = socket.create_server(("", port), family=family, backlog=len(workers), dualstack_ipv6=both)
     except OSError as error:
         raise StageError(
             f"{workers[rank]}: {os.strerror(error.errno or 0)}: stop what listens at port {port}, or name another"
@@ -278,7 +331,7 @@ def _wait_for_all(workers: tuple[Worker, ...], rank: int, seconds: float) -> Non
     with server:
         deadline = time.monotonic() + seconds
         silent = [worker for worker in workers if worker != workers[rank]]
-        while silent := [worker for worker in silent if not _answers(worker.address)]:
+        while silent := [worker for worker in silent if not _answers(worker)]:
             if time.monotonic() > deadline:
                 raise StageError(
                     f"no answer from {', '.join(map(str, silent))} within {seconds:g} seconds "
@@ -287,10 +340,9 @@ def _wait_for_all(workers: tuple[Worker, ...], rank: int, seconds: float) -> Non
             time.sleep(PAUSE_SECONDS)
 
 
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
+def _answers(worker: Worker) -> bool:
     try:
-        socket.create_connection((host, int(port)), PROBE_SECONDS).close()
-    except OSError:
+        socket.create_connection((worker.host, worker.port), PROBE_SECONDS).close()
+    except (OSError, UnicodeError):  # the latter for a name that cannot be one
         return False
     return True

@@ -47,6 +47,11 @@ def test_the_chief_is_first_and_the_others_follow(cluster: object, job: str, ind
             tf_config({"worker": ["a"]}, "worker", 0),
             "^TF_CONFIG: ValueError: host:port expected, found worker 0 at a;",
         ),
+        (tf_config({"worker": ["a:99999"]}, "worker", 0), "^TF_CONFIG: ValueError: host:port expected, found"),
+        (
+            tf_config({"worker": ["a:1", "a:1"]}, "worker", 0),
+            "^TF_CONFIG: ValueError: a:1 is there more",
+        ),
         (tf_config({"worker": HOSTS}, "worker", 3), "^TF_CONFIG: ValueError"),
         (tf_config({"worker": HOSTS}, "ps", 0), "^TF_CONFIG: ValueError"),
         (tf_config({"worker": 5}, "worker", 0), "^TF_CONFIG: TypeError"),
@@ -59,6 +64,20 @@ def test_the_chief_is_first_and_the_others_follow(cluster: object, job: str, ind
 def test_an_environment_that_names_no_cluster_is_refused(environment: Mapping[str, str], problem: str) -> None:
     with pytest.raises(StageError, match=problem):
         read_cluster(environment)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1", "soon", ""])
+def test_a_patience_that_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
+    monkeypatch.setenv("CLUSTER_SECONDS", seconds)
+    monkeypatch.setenv("TF_CONFIG", tf_config({"worker": HOSTS}, "worker", 0)["TF_CONFIG"])
+    params = RuntimeParams(
+        threads=1, cpu_isa="native", precision="float32", emulate=False, strategy="multi_worker", devices=1
+    )
+    with (
+        pytest.raises(StageError, match=r"^CLUSTER_SECONDS: a number of seconds above 0 "),
+        joined(params),
+    ):
+        pass
 
 
 def test_slurm_s_variables_name_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:

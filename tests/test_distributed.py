@@ -222,16 +222,16 @@ def test_two_runs_by_two_workers_and_one_by_two_devices_have_the_same_bytes(
     assert results(mirrored) == results(two)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGTERM)])
 def test_a_killed_process_is_named_and_the_next_run_ends_as_one_that_was_not_killed(
-    project: Project, two: Path, tmp_path: Path, victim: int
+    project: Project, two: Path, tmp_path: Path, victim: int, number: signal.Signals
 ) -> None:
     with training(project, tmp_path, "multi_worker", 2) as trainers:
         trainers.wait_for_checkpoint()
-        trainers.processes[victim].kill()
+        trainers.processes[victim].send_signal(number)
         trainers.finish()
     other = 1 - victim
-    assert trainers.codes[victim] == -signal.SIGKILL
+    assert trainers.codes[victim] == -number
     assert trainers.codes[other] == 1
     last = trainers.errors[other].splitlines()[-1]
     assert re.fullmatch(
@@ -302,6 +302,26 @@ def test_a_worker_with_another_training_is_refused_by_all(project: Project, tmp_
             rf"train: worker 1 at \S+ has not the {other} of worker 0 at \S+: bring both to .*\n", error
         )
     assert not (trainers.outs[0] / "models" / "model.keras").exists()
+
+
+def test_another_program_at_an_address_ends_the_wait_with_one_line(project: Project, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        addresses = [f"127.0.0.1:{free_ports(1)[0]}", f"127.0.0.1:{other.getsockname()[1]}"]
+        waits = {"CLUSTER_SECONDS": "5"}
+        with training(
+            project, tmp_path, "multi_worker", 2, present=[0], addresses=addresses, environment=waits
+        ) as trainers:
+            trainers.finish()
+    assert trainers.codes == [-signal.SIGKILL]
+    assert re.fullmatch(
+        r"train: the others answer, and do not take part within 5 seconds \(CLUSTER_SECONDS\): is .*\n",
+        trainers.errors[0],
+    )
+
+
+def test_a_proxy_of_the_environment_is_not_asked(project: Project, two: Path, tmp_path: Path) -> None:
+    proxy = {"http_proxy": "http://127.0.0.1:9"}  # where nobody answers
+    assert results(trained(project, tmp_path, "multi_worker", 2, environment=proxy)) == results(two)
 
 
 def test_a_port_in_use_is_named(project: Project, tmp_path: Path) -> None:
@@ -382,6 +402,24 @@ def test_launch_trains_through_dvc_and_leaves_nothing_running(project: Project, 
     assert (copy.folder / "models/model.keras").read_bytes() == (two / "models/model.keras").read_bytes()
     assert "Running stage" not in copy.run(*launch).stdout  # and the waiting worker is ended
     assert not [each for each in psutil.process_iter() if runs_in(each, copy.folder)]
+
+
+def test_launch_that_is_ended_ends_all(project: Project, tmp_path: Path) -> None:
+    copy = project.copy(tmp_path / "project")
+    for key, value in {"runtime.strategy": "multi_worker", "train.epochs": 10_000, **DROPOUT}.items():
+        copy.choose(key, value)
+    environment = {**copy.environment, "LOSSES": str(tmp_path / "losses"), "PYTHONPATH": str(ROOT)}
+    launch = subprocess.Popen(
+        [sys.executable, "-m", "tools.launch"], cwd=copy.folder, env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_until(lambda: any((copy.folder / "checkpoints").glob("*.npz")))
+        launch.terminate()
+        assert launch.wait(BOUND) == 128 + signal.SIGTERM
+    finally:
+        launch.kill()
+        launch.wait()
+    wait_until(lambda: not [each for each in psutil.process_iter() if runs_in(each, copy.folder)])
 
 
 def runs_in(process: psutil.Process, folder: Path) -> bool:

@@ -8,12 +8,15 @@ by themselves.
 import argparse
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+
+import psutil
 
 from stages import failure
 from stages.failure import StageError
@@ -24,10 +27,13 @@ TRAIN = (sys.executable, "-m", "stages.train")
 REPRO = (sys.executable, "-m", "dvc", "repro")
 # For the others, after the chief; those that still wait for it, as it had nothing to do, are then ended.
 LAST_SECONDS = 10
+OWN_END_SECONDS = 3  # for each, before it is ended, when this process is
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, make the data, start all, wait for all."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda received, frame: sys.exit(128 + received))
     parser = argparse.ArgumentParser(prog="python -m tools.launch", description=__doc__.partition("\n")[0])
     parser.add_argument("--workers", type=int, default=2, help="processes, the chief among them")
     options = parser.parse_args(arguments)
@@ -60,8 +66,7 @@ def run(workers: int) -> int:
             process = subprocess.Popen(
                 TRAIN if index else REPRO, env={**os.environ, "TF_CONFIG": json.dumps(task)}
             )
-            started.callback(process.wait)
-            started.callback(process.terminate)
+            started.callback(end, process)
             processes.insert(0, process)
         chief, *others = processes
         codes = [chief.wait()]
@@ -69,8 +74,18 @@ def run(workers: int) -> int:
             try:
                 codes.append(other.wait(LAST_SECONDS))
             except subprocess.TimeoutExpired:
-                other.terminate()
+                other.kill()
     return next(filter(None, codes), 0)
+
+
+def end(process: "subprocess.Popen[bytes]") -> None:
+    """End a process and what it started, as DVC leaves its stage running; Ctrl-C may be ending them already."""
+    if process.poll() is None:
+        found = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        _, left = psutil.wait_procs(found, timeout=OWN_END_SECONDS)
+        for each in left:
+            each.kill()  # which costs no work: the chief has its last checkpoint
+    process.wait()
 
 
 def free_ports(count: int) -> list[int]:
