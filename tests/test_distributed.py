@@ -419,7 +419,10 @@ def test_launch_that_is_ended_ends_all(project: Project, tmp_path: Path) -> None
     finally:
         launch.kill()
         launch.wait()
-    wait_until(lambda: not [each for each in psutil.process_iter() if runs_in(each, copy.folder)])
+        left = [each for each in psutil.process_iter() if runs_in(each, copy.folder)]
+        for each in left:
+            each.kill()
+    assert not left
 
 
 def runs_in(process: psutil.Process, folder: Path) -> bool:
