@@ -51,7 +51,7 @@ test: setup ## the tests
 	$(BIN)/python -m pytest
 
 faults: setup ## the slow tests: whole runs killed, tampered with, short of disk, shared; KILLS=60 for sixty kills
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "$(or $(FAULTS),slow)"
 
 bench: setup ## our engine beside the tutorial's fit: images a second in training
 	$(BIN)/python -m benchmarks.training

@@ -188,7 +188,12 @@ def two(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "size", "devices"), [("multi_worker", 2, 1), ("multi_worker", 4, 1), ("mirrored", 1, 4)]
+    ("strategy", "size", "devices"),
+    [
+        ("multi_worker", 2, 1),
+        pytest.param("multi_worker", 4, 1, marks=pytest.mark.long),
+        ("mirrored", 1, 4),
+    ],
 )
 def test_without_dropout_more_devices_have_the_losses_of_one_step_by_step(
     project: Project, alone: Path, tmp_path: Path, strategy: str, size: int, devices: int
@@ -261,6 +266,7 @@ def test_a_worker_that_never_comes_is_named(project: Project, tmp_path: Path) ->
         )
 
 
+@pytest.mark.long
 def test_a_worker_that_comes_late_is_waited_for(project: Project, two: Path, tmp_path: Path) -> None:
     addresses = [f"127.0.0.1:{port}" for port in free_ports(2)]
     with training(project, tmp_path, "multi_worker", 2, present=[0], addresses=addresses) as first:
@@ -371,6 +377,7 @@ def on_hosts(hosts: Sequence[str]) -> dict[str, Any]:
     }
 
 
+@pytest.mark.long
 def test_three_hosts_train_over_a_slow_link_and_end_when_one_is_cut_off(
     project: Project, hosts: list[str], tmp_path: Path
 ) -> None:
@@ -404,6 +411,7 @@ def test_launch_trains_through_dvc_and_leaves_nothing_running(project: Project, 
     assert not [each for each in psutil.process_iter() if runs_in(each, copy.folder)]
 
 
+@pytest.mark.long
 def test_launch_that_is_ended_ends_all(project: Project, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "project")
     for key, value in {"runtime.strategy": "multi_worker", "train.epochs": 10_000, **DROPOUT}.items():

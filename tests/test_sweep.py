@@ -15,7 +15,7 @@ import pytest
 from tests.project import Project, make_project
 from tools.reporting import experiments
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 QUEUE = ("dvc", "exp", "run", "--queue", "--set-param", "runtime.threads=1")
 BUSY = {"Queued", "Running"}
