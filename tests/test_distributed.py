@@ -227,7 +227,14 @@ def test_two_runs_by_two_workers_and_one_by_two_devices_have_the_same_bytes(
     assert results(mirrored) == results(two)
 
 
-@pytest.mark.parametrize(("victim", "number"), [(0, signal.SIGKILL), (1, signal.SIGKILL), (1, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("victim", "number"),
+    [
+        (0, signal.SIGKILL),
+        (1, signal.SIGKILL),
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.long),
+    ],
+)
 def test_a_killed_process_is_named_and_the_next_run_ends_as_one_that_was_not_killed(
     project: Project, two: Path, tmp_path: Path, victim: int, number: signal.Signals
 ) -> None:
@@ -288,7 +295,14 @@ def answers(address: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("other", ["params", "code", "data"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param("params", marks=pytest.mark.long),
+        "code",
+        pytest.param("data", marks=pytest.mark.long),
+    ],
+)
 def test_a_worker_with_another_training_is_refused_by_all(project: Project, tmp_path: Path, other: str) -> None:
     elsewhere = project.copy(tmp_path / "elsewhere")
     elsewhere.choose("runtime.strategy", "multi_worker")
@@ -310,6 +324,7 @@ def test_a_worker_with_another_training_is_refused_by_all(project: Project, tmp_
     assert not (trainers.outs[0] / "models" / "model.keras").exists()
 
 
+@pytest.mark.long
 def test_another_program_at_an_address_ends_the_wait_with_one_line(project: Project, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         addresses = [f"127.0.0.1:{free_ports(1)[0]}", f"127.0.0.1:{other.getsockname()[1]}"]
@@ -325,6 +340,7 @@ def test_another_program_at_an_address_ends_the_wait_with_one_line(project: Proj
     )
 
 
+@pytest.mark.long
 def test_a_proxy_of_the_environment_is_not_asked(project: Project, two: Path, tmp_path: Path) -> None:
     proxy = {"http_proxy": "http://127.0.0.1:9"}  # where nobody answers
     assert results(trained(project, tmp_path, "multi_worker", 2, environment=proxy)) == results(two)
@@ -398,6 +414,7 @@ def test_three_hosts_train_over_a_slow_link_and_end_when_one_is_cut_off(
     assert results(resumed) == results(chief)
 
 
+@pytest.mark.long
 def test_launch_trains_through_dvc_and_leaves_nothing_running(project: Project, two: Path, tmp_path: Path) -> None:
     copy = project.copy(tmp_path / "project")
     for key, value in {"runtime.strategy": "multi_worker", **DROPOUT}.items():
