@@ -192,7 +192,7 @@ def two(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("multi_worker", 2, 1),
         pytest.param("multi_worker", 4, 1, marks=pytest.mark.long),
-        ("mirrored", 1, 4),
+        pytest.param("mirrored", 1, 4, marks=pytest.mark.long),
     ],
 )
 def test_without_dropout_more_devices_have_the_losses_of_one_step_by_step(
@@ -260,6 +260,7 @@ def test_a_killed_process_is_named_and_the_next_run_ends_as_one_that_was_not_kil
     assert results(again.outs[0]) == results(two)
 
 
+@pytest.mark.long
 def test_a_worker_that_never_comes_is_named(project: Project, tmp_path: Path) -> None:
     waits = {"CLUSTER_SECONDS": "8"}
     with training(project, tmp_path, "multi_worker", 3, present=[0, 1], environment=waits) as trainers:
@@ -295,14 +296,8 @@ def answers(address: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        pytest.param("params", marks=pytest.mark.long),
-        "code",
-        pytest.param("data", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.long
+@pytest.mark.parametrize("other", ["params", "code", "data"])
 def test_a_worker_with_another_training_is_refused_by_all(project: Project, tmp_path: Path, other: str) -> None:
     elsewhere = project.copy(tmp_path / "elsewhere")
     elsewhere.choose("runtime.strategy", "multi_worker")
@@ -346,6 +341,7 @@ def test_a_proxy_of_the_environment_is_not_asked(project: Project, two: Path, tm
     assert results(trained(project, tmp_path, "multi_worker", 2, environment=proxy)) == results(two)
 
 
+@pytest.mark.long
 def test_a_port_in_use_is_named(project: Project, tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         addresses = [f"127.0.0.1:{taken.getsockname()[1]}", f"127.0.0.1:{free_ports(1)[0]}"]
