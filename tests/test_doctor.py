@@ -35,7 +35,7 @@ SHA256 = hashlib.sha256(BODY).hexdigest()
 Orphaned = tuple[Project, int, list[Finding]]
 NAMES = list(doctor.looks(offline=True))
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 @pytest.fixture(scope="module")
