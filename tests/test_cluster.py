@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -66,13 +67,17 @@ def test_an_environment_that_names_no_cluster_is_refused(environment: Mapping[st
         read_cluster(environment)
 
 
+def runtime(strategy: Literal["single", "mirrored", "multi_worker"], devices: int) -> RuntimeParams:
+    return RuntimeParams(
+        threads=1, cpu_isa="native", precision="float32", emulate=False, strategy=strategy, devices=devices
+    )
+
+
 @pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1", "soon", ""])
 def test_a_patience_that_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, seconds: str) -> None:
     monkeypatch.setenv("CLUSTER_SECONDS", seconds)
     monkeypatch.setenv("TF_CONFIG", tf_config({"worker": HOSTS}, "worker", 0)["TF_CONFIG"])
-    params = RuntimeParams(
-        threads=1, cpu_isa="native", precision="float32", emulate=False, strategy="multi_worker", devices=1
-    )
+    params = runtime("multi_worker", devices=1)
     with (
         pytest.raises(StageError, match=r"^CLUSTER_SECONDS: a number of seconds above 0 "),
         joined(params),
@@ -134,9 +139,7 @@ def test_another_error_of_tensorflow_is_not_taken_for_a_lost_process() -> None:
 
 
 def test_devices_that_no_strategy_uses_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    params = RuntimeParams(
-        threads=1, cpu_isa="native", precision="float32", emulate=False, strategy="single", devices=2
-    )
+    params = runtime("single", devices=2)
     with joined(params) as one:
         assert one.replicas == 1
     assert capsys.readouterr().err == "train: runtime.devices has no effect with strategy single\n"
@@ -144,9 +147,7 @@ def test_devices_that_no_strategy_uses_are_told(capsys: pytest.CaptureFixture[st
 
 def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"])
-    params = RuntimeParams(
-        threads=1, cpu_isa="native", precision="float32", emulate=False, strategy="mirrored", devices=2
-    )
+    params = runtime("mirrored", devices=2)
     with (
         pytest.raises(StageError, match=r"^runtime\.devices: 2 asked for, and TensorFlow finds 1 GPUs"),
         joined(params),
