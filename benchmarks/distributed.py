@@ -67,7 +67,7 @@ def measure(threads: int, batch: int) -> dict[str, float]:
     import mmap
 
     from stages import runtime
-    from stages.model import ModelParams, build_model
+    from stages.model import build_model, load_network
     from stages.params import load
     from stages.runtime import RuntimeParams
 
@@ -92,7 +92,7 @@ def measure(threads: int, batch: int) -> dict[str, float]:
     params = load(path, "train", TrainParams).model_copy(update=changes)
     timer = clock()
     with joined(chosen) as cluster, tempfile.TemporaryDirectory() as folder:
-        model: keras.Model = build_model(load(path, "model", ModelParams), (32, 32, 3), 10)
+        model: keras.Model = build_model(load_network(path), (32, 32, 3), 10)
         trainer = Trainer(model, params, training, validation, [timer], cluster)
         trainer.run(Checkpoints(Path(folder), "benchmark"))
         return {

@@ -129,7 +129,7 @@ def measure(network: str, path: str) -> Result:
     from stages.checkpoints import Checkpoints
     from stages.cluster import alone
     from stages.engine import Trainer, TrainParams
-    from stages.model import ModelParams, build_model
+    from stages.model import TutorialParams, build_model
     from stages.params import load
     from stages.runtime import RuntimeParams
 
@@ -148,8 +148,8 @@ def measure(network: str, path: str) -> Result:
     runtime.start(load(params_file, "runtime", RuntimeParams), 0)
     updates = {"batch_size": batch_size, "epochs": 1, "checkpoint_minutes": 1e9}
     params = load(params_file, "train", TrainParams).model_copy(update=updates)
-    chosen = load(params_file, "model", ModelParams).model_dump() | changes
-    model = build_model(ModelParams.model_validate(chosen), SHAPE, CLASSES)
+    chosen = load(params_file, "model", TutorialParams).model_dump() | changes
+    model = build_model(TutorialParams.model_validate(chosen), SHAPE, CLASSES)
     validation = splits.Split(np.zeros((1, *SHAPE), np.float32), training.labels[:1], "", mmap.mmap(-1, 1))
     clock = _clock(batch_size)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(StopIteration):

@@ -78,7 +78,7 @@ def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32) -> 
     from stages.checkpoints import Checkpoints
     from stages.cluster import alone
     from stages.engine import Trainer, TrainParams
-    from stages.model import ModelParams, build_model
+    from stages.model import build_model, load_network
     from stages.params import load
     from stages.runtime import RuntimeParams
     from stages.splits import Split
@@ -88,7 +88,7 @@ def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32) -> 
     runtime.start(chosen, 0)
     changes = {"batch_size": batch_size, "epochs": MEASURED + 1, "checkpoint_minutes": 1e9}
     params = load(path, "train", TrainParams).model_copy(update=changes)
-    model = build_model(load(path, "model", ModelParams), (32, 32, 3), 10)
+    model = build_model(load_network(path), (32, 32, 3), 10)
     training = Split(arrays[0], arrays[1], "", mmap.mmap(-1, 1))
     validation = Split(arrays[0][:1], arrays[1][:1], "", mmap.mmap(-1, 1))
     timer = clock()

@@ -1,9 +1,11 @@
-"""Random changes of training images, in the graph: flips and shifts, drawn from (seed, step) alone."""
+"""Random changes of training images: flips and shifts, functions of the seed and of the place in the run alone."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.failure import StageError
@@ -16,7 +18,8 @@ if TYPE_CHECKING:
 class AugmentationParams(Section):
     """The part of `train` in params.yaml that describes augmentation."""
 
-    flip: bool  # left to right, each image with probability one half
+    # Left to right: each image with probability one half, or every second epoch, from the first or the second on.
+    flip: Literal[False, True, "alternate"]
     shift: int = Field(ge=0)  # pixels, at most, each way; the border is reflected
 
 
@@ -32,6 +35,17 @@ def check_shift(params: AugmentationParams, height: int, width: int) -> None:
         )
 
 
+def alternate_flips(seed: int, epoch: int, images: int) -> NDArray[np.bool_]:
+    """Return which of the training images `flip: alternate` mirrors in an epoch, bool (images,).
+
+    A random half in the first epoch, the other half in the next, and so on: in two epochs each image is seen from
+    both sides, where with independent flips half of them are seen from one only (K. Jordan 2024).
+    """
+    words = np.random.Philox(key=[seed, 2**63]).random_raw(images)  # no epoch's order has this key
+    first: NDArray[np.bool_] = words >> np.uint64(63) == 1
+    return first ^ bool(epoch % 2)
+
+
 def augment(
     params: AugmentationParams, images: tf.Tensor, seed: int, step: tf.Tensor, places: tf.Tensor, batch: int
 ) -> tf.Tensor:
@@ -44,7 +58,7 @@ def augment(
 
     height, width = images.shape[1], images.shape[2]
     step = tf.cast(step, tf.int32)
-    if params.flip:
+    if params.flip is True:
         flipped = tf.random.stateless_uniform([batch, 1, 1, 1], [2 * seed, step]) < 0.5
         images = tf.where(tf.gather(flipped, places), tf.reverse(images, [2]), images)
     if params.shift:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.augmentation import AugmentationParams, check_shift
+from stages.augmentation import AugmentationParams, alternate_flips, check_shift
 from stages.checkpoints import Checkpoints, unpack
 from stages.failure import StageError
 from stages.optimization import OptimizationParams, build_optimizer, learning_rates
@@ -141,7 +141,7 @@ class Trainer:
     def _train_epoch(self, progress: Progress, checkpoints: Checkpoints) -> None:
         self._callbacks.on_epoch_begin(progress.epoch)
         order = epoch_order(self._params.seed, progress.epoch, len(self._training.images))
-        for images, labels, batch in self._batches(order, progress.step):
+        for images, labels, batch in self._batches(order, progress.epoch, progress.step):
             first = progress.epoch * self._steps_per_epoch + progress.step
             self._callbacks.on_train_batch_begin(progress.step)
             rates = self._rates[first : first + images.shape[1]]
@@ -157,10 +157,13 @@ class Trainer:
                 self._save(progress, checkpoints)
 
     def _batches(
-        self, order: NDArray[np.int64], step: int
+        self, order: NDArray[np.int64], epoch: int, step: int
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], int]]:
         """Yield images, labels and size of the batches from `step` on, as the steps want them, a call ahead."""
         size = self._params.batch_size
+        mirrored = None
+        if self._params.flip == "alternate":
+            mirrored = alternate_flips(self._params.seed, epoch, len(order))
         full = len(order) // size
         calls = max(1, IMAGES_PER_CALL // size)
         # Full batches in calls that start at multiples of K, so that a resumed epoch makes the same calls.
@@ -172,6 +175,8 @@ class Trainer:
             places = shares(batch, self._cluster.local_replicas, self._cluster.replicas)
             chosen = order[start:stop].reshape(-1, batch)[:, places].swapaxes(0, 1)  # (L, K, n)
             images, labels = self._training.take(chosen.ravel())
+            if mirrored is not None:
+                images[mirrored[chosen.ravel()]] = images[mirrored[chosen.ravel()], :, ::-1]
             return (
                 images.reshape(*chosen.shape, *images.shape[1:]),
                 labels.reshape(*chosen.shape, labels.shape[1]),

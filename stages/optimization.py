@@ -15,27 +15,34 @@ if TYPE_CHECKING:
     import keras
 
 
+# The schedules that begin low, and the share of the run in which they rise.
+UP_AND_DOWN = {"one_cycle": 0.3, "triangle": 0.2}
+
+
 class OptimizationParams(Section):
     """The part of `train` in params.yaml that describes the optimizer."""
 
     optimizer: Literal["adam", "adamw", "sgd"]
     learning_rate: float = Field(gt=0)  # the highest that the schedule reaches
-    schedule: Literal["constant", "cosine", "one_cycle", "step"]
-    warmup_epochs: float = Field(ge=0)  # linear, from zero; for every schedule but one_cycle
+    schedule: Literal["constant", "cosine", "one_cycle", "step", "triangle"]
+    warmup_epochs: float = Field(ge=0)  # linear, from zero; not for those that begin low
     momentum: float = Field(ge=0, lt=1)  # Nesterov's; sgd only
     weight_decay: float = Field(ge=0)  # decoupled; adamw and sgd
     clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
+    offset_rate: float = Field(gt=0)  # of batch normalization's offsets, over learning_rate; sgd only
 
 
 def notes(params: OptimizationParams, epochs: int) -> list[str]:
     """Return a sentence for each key whose value the other choices leave unread, or that cannot be reached."""
+    up_and_down = params.schedule in UP_AND_DOWN
     unread = {
         "momentum": params.momentum and params.optimizer != "sgd" and f"optimizer {params.optimizer}",
+        "offset_rate": params.offset_rate != 1 and params.optimizer != "sgd" and f"optimizer {params.optimizer}",
         "weight_decay": params.weight_decay and params.optimizer == "adam" and "optimizer adam; adamw has it",
-        "warmup_epochs": params.warmup_epochs and params.schedule == "one_cycle" and "one_cycle, which warms up",
+        "warmup_epochs": params.warmup_epochs and up_and_down and f"{params.schedule}, which warms up",
     }
     sentences = [f"train.{key} has no effect with {reason}" for key, reason in unread.items() if reason]
-    if params.warmup_epochs >= epochs and params.schedule != "one_cycle":
+    if params.warmup_epochs >= epochs and not up_and_down:
         sentences.append(
             f"train.warmup_epochs is {params.warmup_epochs:g} of {epochs} epochs: the learning rate reaches "
             "train.learning_rate at the very end, if at all"
@@ -75,14 +82,16 @@ def learning_rates(params: OptimizationParams, steps_per_epoch: int, epochs: int
 
     constant: as it is. cosine: half a cosine down to zero (Loshchilov and Hutter 2017, without restarts).
     one_cycle: linear up over the first 30 %, then a cosine down to zero (after Smith and Topin 2018). step:
-    a tenth after half of the run, a hundredth after three quarters (as He et al. 2016 did on CIFAR-10).
+    a tenth after half of the run, a hundredth after three quarters (as He et al. 2016 did on CIFAR-10). triangle:
+    linear up over the first 20 %, linear down to zero (as D. Page did on CIFAR-10, 2018).
     """
     steps = steps_per_epoch * epochs
-    if params.schedule == "one_cycle":
+    if up := UP_AND_DOWN.get(params.schedule):
         # The rate at the middle of each step: the first is not zero, and no step is for nothing.
         progress = (np.arange(steps) + 0.5) / steps
-        up = 0.3
-        factor = np.where(progress < up, progress / up, _cosine((progress - up) / (1 - up)))
+        fall = (progress - up) / (1 - up)
+        down = _cosine(fall) if params.schedule == "one_cycle" else 1 - fall
+        factor = np.where(progress < up, progress / up, down)
     else:
         progress = np.arange(steps) / steps  # 0 to just below 1
         factor = {

@@ -43,7 +43,7 @@ def start(params: RuntimeParams, seed: int) -> None:
 
     Raises `StageError` when the precision is one that this machine would have to emulate.
     """
-    if params.precision == "bfloat16" and not params.emulate and not _has_bfloat16():
+    if params.precision == "bfloat16" and not params.emulate and not has_bfloat16():
         raise StageError(
             "runtime.precision: bfloat16 needs a CPU with AMX or AVX512-BF16, and this one would emulate it at "
             "a fraction of the speed; use float32, or runtime.emulate: true"
@@ -116,7 +116,7 @@ def _cpu() -> str:
     return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     """Whether the CPU computes in bfloat16; where /proc/cpuinfo does not tell, that it does not."""
     return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
 

@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from stages.augmentation import augment
+from stages.fused_batch_norm import fuse_batch_norm
 
 if TYPE_CHECKING:
     from stages.cluster import Cluster
@@ -34,6 +35,12 @@ class TrainingSteps:
         """Prepare the steps; TensorFlow traces them when they are first called with a batch size."""
         self._model, self._optimizer, self._params, self._cluster = model, optimizer, params, cluster
         optimizer.build(model.trainable_variables)
+        fuse_batch_norm(model)
+        # Of plain SGD a gradient twice as large is a learning rate twice as high.
+        offsets = {id(layer.beta) for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
+        self._factors = [
+            params.offset_rate if id(variable) in offsets else 1.0 for variable in model.trainable_variables
+        ]
         if cluster.replicas > 1:
             # The step sums the gradients itself, before they are clipped; Keras would again, after that.
             inner = getattr(optimizer, "inner_optimizer", optimizer)
@@ -109,7 +116,13 @@ class TrainingSteps:
             *gradients, loss, hits = tf.distribute.get_replica_context().all_reduce(
                 tf.distribute.ReduceOp.SUM, [*gradients, loss, hits]
             )
-        self._optimizer.apply(gradients, variables)
+        self._optimizer.apply(
+            [
+                each if factor == 1 else each * factor
+                for each, factor in zip(gradients, self._factors, strict=True)
+            ],
+            variables,
+        )
         return loss, tf.cast(hits, tf.int32)
 
     def _loss(self, labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:

@@ -22,7 +22,7 @@ from stages.checkpoints import Checkpoints
 from stages.engine import Trainer, TrainParams
 from stages.exclusive import exclusive
 from stages.failure import StageError
-from stages.model import ModelParams, build_model
+from stages.model import build_model, load_network
 from stages.optimization import notes
 from stages.outputs import require_space, write_json, write_table
 from stages.params import Section, load
@@ -36,14 +36,14 @@ SCHEMA_VERSION = 1
 
 
 # What is loaded only after `runtime.start`, as it loads TensorFlow.
-LATER = ("archive", "cluster", "console", "fused_adam", "inference", "step")
+LATER = ("archive", "cluster", "console", "fused_adam", "fused_batch_norm", "inference", "step")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, load, join the other processes if there are any, train, save."""
     options = _parse(arguments)
     params = load(options.params, "train", TrainParams)
-    model_params = load(options.params, "model", ModelParams)
+    model_params = load_network(options.params)
     runtime_params = load(options.params, "runtime", RuntimeParams)
     statistics = read_record(options.processed / "statistics.json", Statistics)
     training = read_split(options.processed, "train", statistics)
@@ -60,7 +60,8 @@ def main(arguments: Sequence[str]) -> None:
     digests = run_digests([params, model_params, runtime_params], statistics, code_files(params.callbacks))
     with joined(runtime_params) as cluster, exclusive(options.model.parent) if cluster.chief else nullcontext():
         cluster.agree(digests)
-        model = build_model(model_params, training.images.shape[1:], training.labels.shape[1])
+        shape, classes = training.images.shape[1:], training.labels.shape[1]
+        model = build_model(model_params, shape, classes, training.images)
         callbacks = own
         if cluster.chief:
             for note in notes(params, params.epochs):

@@ -1,7 +1,7 @@
 """stages/engine.py and stages/step.py: the order, the steps, and exactness across an interruption."""
 
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from stages.checkpoints import Checkpoints
 from stages.cluster import alone
 from stages.engine import Trainer, TrainParams, epoch_order
 from stages.failure import StageError
-from stages.model import Block, ModelParams, build_model
+from stages.model import Block, FastParams, TutorialParams, build_model
 from stages.splits import Split
 
 pytestmark = pytest.mark.usefixtures("started")
@@ -30,6 +30,7 @@ PLAIN: dict[str, Any] = {
     "weight_decay": 0,
     "clip_norm": 0,
     "label_smoothing": 0,
+    "offset_rate": 1,
     "flip": False,
     "shift": 0,
     "early_stopping": 0,
@@ -49,8 +50,18 @@ def split(images: slice) -> Split:
 def build(dropout: float = 0.3) -> keras.Model:
     keras.utils.set_random_seed(5)
     blocks = [Block(filters=4, layers=1, pool=2, dropout=dropout)]
-    params = ModelParams(blocks=blocks, kernel=3, padding="same", activation="relu", dense=[8], dropout=dropout)
+    params = TutorialParams(
+        network="tutorial", blocks=blocks, kernel=3, padding="same", activation="relu", dense=[8], dropout=dropout
+    )
     return build_model(params, (6, 6, 2), 3)
+
+
+def build_fast() -> keras.Model:
+    keras.utils.set_random_seed(5)
+    params = FastParams(
+        network="fast", activation="relu", widths=[8, 12], batch_norm_momentum=0.6, logit_scale=0.1111
+    )
+    return build_model(params, (6, 6, 2), 3, PIXELS)
 
 
 def train(
@@ -96,7 +107,25 @@ def test_the_order_is_the_one_that_committed_results_were_made_with() -> None:
 
 ADAMW = {"optimizer": "adamw", "weight_decay": 0.01, "schedule": "one_cycle", "clip_norm": 1.0}
 SGD = {"optimizer": "sgd", "momentum": 0.9, "schedule": "cosine", "warmup_epochs": 1, "label_smoothing": 0.1}
+FAST = {
+    "optimizer": "sgd",
+    "learning_rate": 0.05,
+    "momentum": 0.85,
+    "weight_decay": 0.01,
+    "offset_rate": 16,
+    "schedule": "triangle",
+    "label_smoothing": 0.2,
+    "flip": "alternate",
+    "shift": 1,
+    "batch_size": 100,
+}
 AUGMENTED = {"flip": True, "shift": 1, "early_stopping": 1, "schedule": "step"}
+
+
+@pytest.fixture(autouse=True)
+def _float32_again() -> Iterator[None]:
+    yield
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.mark.parametrize(
@@ -108,17 +137,25 @@ AUGMENTED = {"flip": True, "shift": 1, "early_stopping": 1, "schedule": "step"}
         ("on_train_batch_end", 5, ADAMW),
         ("on_train_batch_end", 5, SGD),
         ("on_epoch_end", 2, AUGMENTED),
+        ("on_train_batch_end", 5, FAST),
+        ("on_train_batch_end", 7, {**FAST, "precision": "mixed_bfloat16"}),
     ],
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(
-    tmp_path: Path, method: str, call: int, changes: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    method: str,
+    call: int,
+    changes: dict[str, Any],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    undisturbed = build()
+    keras.config.set_dtype_policy(changes.pop("precision", "float32"))
+    network = build_fast if changes.get("flip") == "alternate" else build
+    undisturbed = network()
     expected = train(undisturbed, tmp_path / "a", **changes)
 
     with pytest.raises(KeyboardInterrupt):
-        train(build(), tmp_path / "b", Interrupt(method, call), **changes)
-    model = build()
+        train(network(), tmp_path / "b", Interrupt(method, call), **changes)
+    model = network()
     model.set_weights([weight * 0 for weight in model.get_weights()])  # so that nothing comes from the seed
     assert train(model, tmp_path / "b", **changes) == expected
     assert "train: resuming after epoch " in capsys.readouterr().err
@@ -129,6 +166,44 @@ def test_an_interrupted_run_ends_as_one_that_was_not(
 def test_checkpoints_are_gone_after_a_successful_run(tmp_path: Path) -> None:
     train(build(), tmp_path / "checkpoints", epochs=1)
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_the_fast_recipe_learns(tmp_path: Path) -> None:
+    rows, _ = train(build_fast(), tmp_path, **{**FAST, "epochs": 6})
+    assert rows[-1]["val_accuracy"] > 0.8
+
+
+def test_an_offset_s_own_rate_is_that_many_times_the_learning_rate(tmp_path: Path) -> None:
+    plain = {"optimizer": "sgd", "batch_size": IMAGES, "epochs": 1, "learning_rate": 0.001}
+    models = [build_fast() for _ in range(2)]
+    for model, rate in zip(models, (1, 16), strict=True):
+        train(model, tmp_path, **{**plain, "offset_rate": rate})
+    for one, other in zip(models[0].trainable_variables, models[1].trainable_variables, strict=True):
+        factor = 16 if one.path.endswith("beta") else 1
+        np.testing.assert_allclose(other.numpy(), one.numpy() * factor, rtol=1e-5, err_msg=one.path)
+
+
+def test_flip_alternate_mirrors_each_image_in_every_second_epoch(tmp_path: Path) -> None:
+    seen: list[Any] = []
+    model = build()
+    trainer = Trainer(
+        model,
+        TrainParams(**{**PLAIN, "flip": "alternate", "epochs": 2, "batch_size": IMAGES}),
+        split(slice(IMAGES)),
+        split(slice(300)),
+        [],
+        alone(),
+    )
+    steps = trainer._steps
+    trainer._steps = lambda images, *others: seen.append(images[0, 0].copy()) or steps(images, *others)  # type: ignore[assignment, func-returns-value]
+    trainer.run(Checkpoints(tmp_path, "k" * 64))
+    found = [np.empty_like(PIXELS) for _ in seen]
+    for epoch, images in enumerate(seen):
+        found[epoch][epoch_order(PLAIN["seed"], epoch, IMAGES)] = images
+    plain = (found[0] == PIXELS).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(found[0][~plain], PIXELS[~plain][:, :, ::-1])
+    np.testing.assert_array_equal(found[1], found[0][:, :, ::-1])
+    assert 650 < plain.sum() < 850
 
 
 def test_two_runs_of_one_process_end_in_the_same_weights(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from stages import splits
 from stages.inference import BATCH_SIZE, Predictor
-from stages.model import Block, ModelParams, build_model
+from stages.model import Block, TutorialParams, build_model
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -18,7 +18,8 @@ IMAGES = np.random.default_rng(0).random((2 * BATCH_SIZE + 3, 6, 6, 1), np.float
 
 @pytest.fixture
 def model() -> keras.Model:
-    params = ModelParams(
+    params = TutorialParams(
+        network="tutorial",
         blocks=[Block(filters=4, layers=1, pool=2, dropout=0.5)],
         kernel=3,
         padding="same",

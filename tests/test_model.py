@@ -7,13 +7,13 @@ import keras
 import numpy as np
 import pytest
 
-from stages import params
 from stages.failure import StageError
-from stages.model import Block, ModelParams, build_model
+from stages.model import Block, TutorialParams, build_model, load_network
 
 pytestmark = pytest.mark.usefixtures("started")
 
-TUTORIAL = ModelParams(
+TUTORIAL = TutorialParams(
+    network="tutorial",
     blocks=[
         Block(filters=32, layers=2, pool=2, dropout=0.25),
         Block(filters=64, layers=2, pool=2, dropout=0.25),
@@ -128,9 +128,10 @@ def test_blocks_that_just_fit_are_built(changes: dict[str, Any], shape: tuple[in
 def test_a_dense_layer_without_units_is_refused_by_key(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(
-        "model: {blocks: [], kernel: 3, padding: same, activation: relu, dense: [512, 0], dropout: 0.5}"
+        "model: {network: tutorial, blocks: [], kernel: 3, padding: same, activation: relu, dense: [512, 0], "
+        "dropout: 0.5}"
     )
     with pytest.raises(
         StageError, match=r"params\.yaml:1: model\.dense\[1\]: .*greater than or equal to 1, found 0"
     ):
-        params.load(path, "model", ModelParams)
+        load_network(path)

@@ -20,8 +20,9 @@ CONSTANT = OptimizationParams(
     momentum=0,
     weight_decay=0,
     clip_norm=0,
+    offset_rate=1,
 )
-SCHEDULES = ["constant", "cosine", "one_cycle", "step"]
+SCHEDULES = ["constant", "cosine", "one_cycle", "step", "triangle"]
 
 
 def rates(schedule: str, steps_per_epoch: int, epochs: int, warmup_epochs: float = 0) -> NDArray[np.float32]:
@@ -47,6 +48,12 @@ def test_every_rate_is_above_zero_and_none_above_the_one_named(schedule: str, wa
 
 def test_constant_stays() -> None:
     np.testing.assert_array_equal(rates("constant", 5, 4), np.float32(PEAK))
+
+
+def test_triangle_rises_over_a_fifth_of_the_run_and_falls_to_zero_in_straight_lines() -> None:
+    given = rates("triangle", 25, 4)
+    np.testing.assert_allclose(given[[0, 9, 10, 19]], PEAK * np.array([0.025, 0.475, 0.525, 0.975]), rtol=1e-5)
+    np.testing.assert_allclose(given[[20, 60, 99]], PEAK * np.array([159, 79, 1]) / 160, rtol=1e-5)
 
 
 def test_cosine_starts_at_the_peak_and_falls_along_half_a_cosine() -> None:

@@ -16,7 +16,7 @@ from stages.download import DatasetParams
 from stages.engine import TrainParams
 from stages.evaluate import EvaluateParams
 from stages.failure import StageError
-from stages.model import ModelParams
+from stages.model import load_network
 from stages.params import Section, load
 from stages.preprocess import PreprocessParams
 from stages.runtime import RuntimeParams
@@ -24,7 +24,6 @@ from stages.runtime import RuntimeParams
 CLASSES: dict[str, type[Section]] = {
     "dataset": DatasetParams,
     "preprocess": PreprocessParams,
-    "model": ModelParams,
     "train": TrainParams,
     "runtime": RuntimeParams,
     "evaluate": EvaluateParams,
@@ -40,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
 def check_params(path: Path) -> None:
     """Load every section; raises `StageError` for the first mistake."""
     sections: dict[str, Any] = {section: load(path, section, model) for section, model in CLASSES.items()}
+    load_network(path)
     _refuse_what_dvc_cannot_watch(path, Path(sections["dataset"].folder.path))
 
 

@@ -1,0 +1,77 @@
+"""tools/recipe.py and recipes/: one word sets the network and its training, another sets them back."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from stages.failure import StageError
+from stages.params import read
+from tests.project import ROOT
+from tools import recipe
+from tools.check import check_params
+
+PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
+
+
+def test_the_tutorial_s_recipe_is_what_params_yaml_has() -> None:
+    assert recipe.with_recipe(PARAMS, (ROOT / "recipes" / "tutorial.yaml").read_text(encoding="utf-8")) == PARAMS
+
+
+@pytest.fixture
+def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    shutil.copytree(ROOT / "pictures", tmp_path / "pictures")
+    path = tmp_path / "params.yaml"
+    path.write_text(PARAMS, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return path
+
+
+def test_there_and_back_is_the_same_file_byte_for_byte(params: Path) -> None:
+    recipe.main(["fast"])
+    check_params(params)
+    assert read(params)["model"]["network"] == "fast"
+    recipe.main(["tutorial"])
+    assert params.read_text(encoding="utf-8") == PARAMS
+
+
+def test_other_choices_and_comments_stay(params: Path) -> None:
+    params.write_text(
+        PARAMS.replace("threads: 2 #", "threads: 1 #").replace("name: cifar10 #", "name: digits #"),
+        encoding="utf-8",
+    )
+    recipe.main(["fast"])
+    text = params.read_text(encoding="utf-8")
+    assert "  threads: 1 # a choice, as another number gives other bytes\n" in text
+    assert "  name: digits # cifar10;" in text
+    assert text.startswith(PARAMS[: PARAMS.index("dataset:")])
+
+
+@pytest.mark.parametrize(("computes", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_the_precision_is_one_that_this_cpu_computes_in(
+    params: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    computes: bool,
+    precision: str,
+) -> None:
+    monkeypatch.setattr(recipe, "has_bfloat16", lambda: computes)
+    recipe.main(["fast"])
+    assert read(params)["runtime"]["precision"] == precision
+    assert ("does not compute in bfloat16: float32" in capsys.readouterr().err) is not computes
+
+
+def test_an_unknown_recipe_names_those_there_are(params: Path) -> None:
+    with pytest.raises(StageError, match=r"^fats: no such recipe; there are: fast, tutorial$"):
+        recipe.main(["fats"])
+    assert params.read_text(encoding="utf-8") == PARAMS
+
+
+def test_a_file_that_dvc_wrote_anew_takes_a_recipe_too(params: Path) -> None:
+    params.write_text(yaml.safe_dump(yaml.safe_load(PARAMS), sort_keys=False), encoding="utf-8")
+    recipe.main(["fast"])
+    assert read(params) == read(params) | {
+        name: section for name, section in read(ROOT / "recipes" / "fast.yaml").items() if name in recipe.WHOLE
+    }
