@@ -1,5 +1,7 @@
 """stages/model.py: the tutorial's network, layer by layer, and what cannot be built."""
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,11 @@ import keras
 import numpy as np
 import pytest
 
+from stages.archive import save_model
 from stages.failure import StageError
-from stages.model import Block, TutorialParams, build_model, load_network
+from stages.fused_batch_norm import fuse_batch_norm
+from stages.initialization import whitening
+from stages.model import Block, FastParams, TutorialParams, build_model, load_network
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -55,6 +60,74 @@ def test_the_tutorials_network_has_its_layers_in_order() -> None:
         "Dropout 0.5",
         "Dense 10 softmax",
     ]
+
+
+FAST = FastParams(
+    network="fast", activation="relu", widths=[64, 128, 128], batch_norm_momentum=0.6, logit_scale=0.1111
+)
+IMAGES = np.random.default_rng(0).random((20, 32, 32, 3), np.float32)
+
+
+def test_the_fast_network_has_its_layers_in_order() -> None:
+    def pair(width: int) -> list[str]:
+        norm = ["BatchNormalization", "Activation relu"]
+        conv = f"Conv2D {width} (3, 3) same linear"
+        return [conv, "MaxPooling2D valid (2, 2)", *norm, conv, *norm]
+
+    assert layers(build_model(FAST, (32, 32, 3), 10, IMAGES)) == [
+        "Conv2D 24 (2, 2) valid linear",
+        "Activation relu",
+        *pair(64),
+        *pair(128),
+        *pair(128),
+        "GlobalMaxPooling2D",
+        "Dense 10 linear",
+        "Rescaling",
+        "Softmax",
+    ]
+
+
+def test_the_fast_network_s_first_layer_whitens_and_is_not_trained() -> None:
+    model = build_model(FAST, (32, 32, 3), 10, IMAGES)
+    kernel, _ = whitening(IMAGES, 2)
+    np.testing.assert_array_equal(model.get_layer("whitening").get_weights()[0], kernel)
+    assert not any("whitening" in variable.path for variable in model.trainable_variables)
+
+
+def test_a_saved_fast_network_loads_where_this_project_is_not(tmp_path: Path) -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = build_model(FAST, (32, 32, 3), 10, IMAGES)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    fuse_batch_norm(model)
+    save_model(model, tmp_path / "model.keras")
+    np.save(tmp_path / "images.npy", IMAGES)
+    code = """
+import keras, numpy, sys
+assert not any(name.startswith("stages") for name in sys.modules)
+numpy.save("found.npy", keras.saving.load_model("model.keras")(numpy.load("images.npy"), training=False))
+"""
+    subprocess.run([sys.executable, "-I", "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=120)
+    wanted = model(IMAGES, training=False).numpy()
+    np.testing.assert_allclose(np.load(tmp_path / "found.npy"), wanted, atol=2e-3)  # bfloat16 on other threads
+    assert np.load(tmp_path / "found.npy").shape == (20, 10)
+
+
+def test_images_too_small_for_the_fast_network_are_refused_by_key() -> None:
+    with pytest.raises(
+        StageError, match=r"^model\.widths\[2\]: nothing is left of images of 8 x 8 pixels .*; use f"
+    ):
+        build_model(FAST, (8, 8, 1), 10)
+
+
+def test_a_network_that_is_none_names_those_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text("model: {network: fsat}", encoding="utf-8")
+    with pytest.raises(
+        StageError, match=r":1: model\.network: .*'tutorial' or 'fast', found 'fsat'; did you mean 'f"
+    ):
+        load_network(path)
 
 
 def test_the_tutorials_network_has_2_168_362_parameters() -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.project import ROOT, Project
+from tools.recipe import with_recipe
 
 STAGES = ["download", "preprocess", "train", "evaluate"]
 PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
@@ -52,6 +53,16 @@ def test_a_changed_key_reruns_the_stages_that_it_touches(
     project = baseline.copy(tmp_path / "project")
     project.choose(key, value)
     assert project.repro() == expected
+
+
+def test_another_recipe_reruns_train_and_evaluate_only(baseline: Project, tmp_path: Path) -> None:
+    project = baseline.copy(tmp_path / "project")
+    path = project.folder / "params.yaml"
+    fast = (ROOT / "recipes" / "fast.yaml").read_text(encoding="utf-8")
+    path.write_text(with_recipe(path.read_text(encoding="utf-8"), fast), encoding="utf-8")
+    project.choose("model.widths", [8, 12])  # the digits are small
+    project.choose("train.epochs", 1)
+    assert project.repro() == ["train", "evaluate"]
 
 
 def test_no_key_has_a_name_that_the_run_cache_leaves_out() -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.project import Project, make_project
+from tests.project import ROOT, Project, make_project
+from tools.recipe import with_recipe
 
 OUTPUTS = ("models/model.keras", "metrics/train.json", "metrics/history.csv")
 COMMAND = (sys.executable, "-m", "stages.train")
@@ -93,6 +94,29 @@ def test_a_run_killed_twice_ends_in_the_same_bytes(project: Project, undisturbed
     assert "train: resuming after epoch" in project.run(*COMMAND).stderr
     assert outputs(project) == undisturbed
     assert not any(project.folder.glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_fast_recipe_ends_in_the_same_bytes_killed_or_not(
+    project: Project, tmp_path: Path, precision: str
+) -> None:
+    path = project.folder / "params.yaml"
+    fast = (ROOT / "recipes" / "fast.yaml").read_text(encoding="utf-8")
+    path.write_text(with_recipe(path.read_text(encoding="utf-8"), fast), encoding="utf-8")
+    project.choose("model.widths", [8, 12])  # the digits are small
+    project.choose("train.batch_size", 64)
+    project.choose("train.epochs", 30)
+    project.choose("train.checkpoint_minutes", 1e-9)
+    project.choose("runtime.precision", precision)
+    project.choose("runtime.emulate", True)  # CI's processors need not compute in bfloat16
+    other = project.copy(tmp_path / "other")
+    other.run(*COMMAND)
+    process = start(project)
+    wait_for_checkpoint(project, process, epoch=7)
+    process.kill()
+    process.communicate()
+    assert "train: resuming after epoch " in project.run(*COMMAND).stderr
+    assert outputs(project) == outputs(other)
 
 
 def test_ctrl_c_ends_with_one_line_and_keeps_the_checkpoint(
