@@ -4,10 +4,10 @@ Run as `make bench`. Every run is a process of its own, the contestants in turns
 epoch to warm up, then one that is measured, of 6,400 random images: enough for a rate, while what is learnt is
 measured by benchmarks.accuracy. `fit` has as many threads as there are cores, TensorFlow's choice, the others
 two. On a machine that others share the clock is noisy. The CPU time of the process is less so, but it counts
-threads that wait in a loop as if they computed. Beside other work PyTorch's, which wait for each other at every
-layer, lose far more than their share: let the machine be idle. A contestant that this machine cannot run is left
-out, with the reason. The last line printed is JSON: the median of each rate over that of the tutorial's fit at
-batch 32, and in `per_cpu_second` the same of images a second of CPU time.
+threads that wait in a loop as if they computed. Let the machine be idle: contestants may not lose alike to other
+work. A contestant that this machine cannot run is left out, with the reason. The last line printed is JSON: the
+median of each rate over that of the tutorial's fit at batch 32, and in `per_cpu_second` the same of images a
+second of CPU time.
 """
 
 import argparse
