@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.training import MEASURED, ROOT
+from benchmarks.process import ROOT
+from benchmarks.training import MEASURED
 from tools.launch import free_ports
 
 IMAGES = 6_400

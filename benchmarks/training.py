@@ -1,108 +1,155 @@
 """Our engine beside the tutorial's `model.fit`, on the tutorial's network: images a second in training.
 
-Run as `make bench`. Every run is a process of its own, the contestants in turns, in another order each round;
-an epoch to warm up, then one that is measured. A contestant that this machine cannot run is left out, with the
-reason. The last line printed is JSON: the median of each rate over that of the tutorial's fit at batch 32.
+Run as `make bench`. Every run is a process of its own, the contestants in turns, in another order each round; an
+epoch to warm up, then one that is measured, of 6,400 random images: enough for a rate, while what is learnt is
+measured by benchmarks.accuracy. `fit` has as many threads as there are cores, TensorFlow's choice, the others
+two. On a machine that others share the clock is noisy. The CPU time of the process is less so, but it counts
+threads that wait in a loop as if they computed. Let the machine be idle: contestants may not lose alike to other
+work. A contestant that this machine cannot run is left out, with the reason. The last line printed is JSON: the
+median of each rate over that of the tutorial's fit at batch 32, and in `per_cpu_second` the same of images a
+second of CPU time.
 """
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
-IMAGES = 12_800
+from benchmarks import machine
+from benchmarks.process import ROOT, measured
+from stages import failure
+from stages.failure import StageError
+from stages.splits import Split
+
+IMAGES = 6_400
 MEASURED = 1  # the epoch, counted from 0
+PARAMS = ROOT / "params.yaml"
 
 Arrays = tuple[Any, Any]
-Contestant = Callable[[Arrays], float]
+Rates = tuple[float, float]  # images a second of the clock, and of CPU time
+Contestant = Callable[[Arrays], Rates]
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure one contestant in this process, or all of them in processes of their own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--images", type=int, default=IMAGES, help="of an epoch")
+    parser.add_argument(
+        "--contestants",
+        nargs="+",
+        choices=CONTESTANTS,
+        default=list(CONTESTANTS),
+        metavar="NAME",
+        help=f"some of: {', '.join(CONTESTANTS)}; fit, which all are compared with, runs in any case",
+    )
     parser.add_argument("--only", choices=CONTESTANTS, help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.only:
-        print(CONTESTANTS[options.only](_random_images()))
+        print(json.dumps(CONTESTANTS[options.only](_random_images(options.images))))
         return
-    rates: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    rates: dict[str, list[Rates]] = {name: [] for name in CONTESTANTS if name in {"fit", *options.contestants}}
     order = random.Random(0)
     for number in range(options.rounds):
         for name in order.sample(list(rates), len(rates)):
-            rate = _measured(name)
-            if rate is None:
+            try:
+                found = measured("benchmarks.training", "--only", name, "--images", str(options.images))
+            except StageError as error:
+                if name == "fit":
+                    raise
+                print(f"{name} is left out: {error}", flush=True)
                 del rates[name]
-            else:
-                rates[name].append(rate)
-                print(f"round {number + 1}: {name} {rate:,.0f} images/s", flush=True)
+                continue
+            rates[name].append(found)
+            print(f"round {number + 1}: {name} {found[0]:,.0f} images/s, {found[1]:,.0f} a CPU second", flush=True)
     _report(rates)
 
 
-def fit(arrays: Arrays) -> float:
+def fit(arrays: Arrays, precision: str = "float32") -> Rates:
     """The tutorial's own lines: arrays in memory, `model.fit`."""
-    model = _compiled()
+    if precision == "bfloat16":
+        machine.require_bfloat16()
+        import keras
+
+        keras.config.set_dtype_policy("mixed_bfloat16")
+    model = tutorial_model()
     timer = clock()
     model.fit(*arrays, batch_size=32, epochs=MEASURED + 1, verbose=0, callbacks=[timer])
-    return _rate(timer)
+    return _rates(timer, arrays)
 
 
-def fit_tf_data(arrays: Arrays) -> float:
+def fit_tf_data(arrays: Arrays) -> Rates:
     """`fit` as its guide to performance has it: a tf.data set, prefetched, many steps an execution."""
     import tensorflow as tf
 
-    model = _compiled(steps_per_execution=20)
-    images = tf.data.Dataset.from_tensor_slices(arrays).shuffle(IMAGES, seed=0).batch(32)
+    model = tutorial_model(steps_per_execution=20)
+    images = tf.data.Dataset.from_tensor_slices(arrays).shuffle(len(arrays[0]), seed=0).batch(32)
     timer = clock()
     model.fit(images.prefetch(tf.data.AUTOTUNE), epochs=MEASURED + 1, verbose=0, callbacks=[timer])
-    return _rate(timer)
+    return _rates(timer, arrays)
 
 
-def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32) -> float:
-    """This project's engine, with determinism on and checkpoints off."""
+def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32, determinism: bool = True) -> Rates:
+    """This project's engine, with checkpoints off."""
     import mmap
-    import tempfile
 
+    start_engine(precision)
+    if not determinism:
+        # No public function of TensorFlow's takes back what `runtime.start` has switched on.
+        from tensorflow.python.framework.config import disable_op_determinism
+
+        disable_op_determinism()
+    training = Split(arrays[0], arrays[1], "", mmap.mmap(-1, 1))
+    validation = Split(arrays[0][:1], arrays[1][:1], "", mmap.mmap(-1, 1))
+    timer = clock()
+    changes = {"batch_size": batch_size, "epochs": MEASURED + 1, "checkpoint_minutes": 1e9}
+    run_engine(training, validation, changes, [timer])
+    return _rates(timer, arrays)
+
+
+def start_engine(precision: str, seed: int = 0) -> None:
+    """Load TensorFlow as the train stage does, with the params of params.yaml but for the precision."""
     from stages import runtime
+    from stages.params import load
+
+    chosen = load(PARAMS, "runtime", runtime.RuntimeParams).model_copy(update={"precision": precision})
+    runtime.start(chosen, seed)
+
+
+def run_engine(
+    training: Split, validation: Split, changes: Mapping[str, Any], callbacks: Sequence[Any] = ()
+) -> list[dict[str, float]]:
+    """Train the network of params.yaml, whose section train gets `changes`; return a row an epoch."""
     from stages.checkpoints import Checkpoints
     from stages.cluster import alone
     from stages.engine import Trainer, TrainParams
     from stages.model import build_model, load_network
     from stages.params import load
-    from stages.runtime import RuntimeParams
-    from stages.splits import Split
 
-    path = ROOT / "params.yaml"
-    chosen = load(path, "runtime", RuntimeParams).model_copy(update={"precision": precision})
-    runtime.start(chosen, 0)
-    changes = {"batch_size": batch_size, "epochs": MEASURED + 1, "checkpoint_minutes": 1e9}
-    params = load(path, "train", TrainParams).model_copy(update=changes)
-    model = build_model(load_network(path), (32, 32, 3), 10)
-    training = Split(arrays[0], arrays[1], "", mmap.mmap(-1, 1))
-    validation = Split(arrays[0][:1], arrays[1][:1], "", mmap.mmap(-1, 1))
-    timer = clock()
+    params = load(PARAMS, "train", TrainParams).model_copy(update=dict(changes))
+    model = build_model(load_network(PARAMS), training.images.shape[1:], training.labels.shape[1])
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(model, params, training, validation, [timer], alone())
-        trainer.run(Checkpoints(Path(folder), "benchmark"))
-    return _rate(timer)
+        trainer = Trainer(model, params, training, validation, callbacks, alone())
+        history, _ = trainer.run(Checkpoints(Path(folder), "benchmark"))
+    return history
 
 
-def pytorch(arrays: Arrays) -> float:
-    """PyTorch in eager mode: channels last, fused Adam."""
+def pytorch(arrays: Arrays, precision: str = "float32") -> Rates:
+    """PyTorch in eager mode: channels last, fused Adam, and for bfloat16 its autocast."""
     import torch
     from torch import nn
 
+    low = precision == "bfloat16"
+    if low:
+        machine.require_bfloat16()
     torch.set_num_threads(2)
     layers: list[nn.Module] = []
     for inputs, outputs in ((3, 32), (32, 64)):
@@ -115,37 +162,37 @@ def pytorch(arrays: Arrays) -> float:
     images = torch.from_numpy(arrays[0]).permute(0, 3, 1, 2)  # of channels last already, in memory
     labels = torch.from_numpy(arrays[1].argmax(axis=1))
     for _ in range(MEASURED + 1):
-        began = time.perf_counter()
-        for batch in torch.randperm(IMAGES).split(32):
+        began, cpu_began = time.perf_counter(), time.process_time()
+        for batch in torch.randperm(len(images)).split(32):
             optimizer.zero_grad()
-            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+                loss = nn.functional.cross_entropy(model(images[batch]), labels[batch])
+            loss.backward()
             optimizer.step()
-    return IMAGES / (time.perf_counter() - began)
+    return len(images) / (time.perf_counter() - began), len(images) / (time.process_time() - cpu_began)
 
 
 CONTESTANTS: dict[str, Contestant] = {
     "fit": fit,
+    "fit_bfloat16_bs32": lambda arrays: fit(arrays, "bfloat16"),
     "fit_tf_data": fit_tf_data,
     "float32_bs32": engine,
+    "float32_bs32_any_order": lambda arrays: engine(arrays, determinism=False),
     "float32_bs128": lambda arrays: engine(arrays, batch_size=128),
     "bfloat16_bs32": lambda arrays: engine(arrays, "bfloat16"),
     "bfloat16_bs128": lambda arrays: engine(arrays, "bfloat16", 128),
     "pytorch_float32_bs32": pytorch,
+    "pytorch_bfloat16_bs32": lambda arrays: pytorch(arrays, "bfloat16"),
 }
 
 
-def _random_images() -> Arrays:
-    rng = np.random.default_rng(0)
-    labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, IMAGES)]
-    return rng.random((IMAGES, 32, 32, 3), dtype=np.float32), labels
-
-
-def _compiled(**options: Any) -> Any:
+def tutorial_model(shape: tuple[int, ...] = (32, 32, 3), classes: int = 10, seed: int = 0, **options: Any) -> Any:
+    """Return the tutorial's network, compiled, for images of `shape`; options are those of `compile`."""
     import keras
     from keras import layers
 
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((32, 32, 3))])
+    keras.utils.set_random_seed(seed)
+    model = keras.Sequential([keras.Input(shape)])
     for filters in (32, 64):
         for _ in range(2):
             model.add(layers.Conv2D(filters, 3, padding="same", activation="relu"))
@@ -153,55 +200,62 @@ def _compiled(**options: Any) -> Any:
         model.add(layers.Dropout(0.25))
     for layer in (layers.Flatten(), layers.Dense(512, activation="relu"), layers.Dropout(0.5)):
         model.add(layer)
-    model.add(layers.Dense(10, activation="softmax"))
+    # float32 also under mixed precision, as Keras's guide to it has it.
+    model.add(layers.Dense(classes, activation="softmax", dtype="float32"))
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"], **options)
     return model
 
 
 def clock() -> Any:
-    """Return a Keras callback that keeps the seconds of each epoch's batches, without validation, in `seconds`."""
+    """Return a Keras callback that keeps the seconds of each epoch's batches, without validation, in `seconds`.
+
+    Those of this process's CPU time, of all threads, are in `cpu_seconds`.
+    """
     import keras
 
     class Clock(keras.callbacks.Callback):
         def __init__(self) -> None:
             super().__init__()
             self.seconds: dict[int, float] = {}
+            self.cpu_seconds: dict[int, float] = {}
 
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self._epoch, self._began = epoch, time.perf_counter()
+            self._epoch, self._began, self._cpu_began = epoch, time.perf_counter(), time.process_time()
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             self.seconds[self._epoch] = time.perf_counter() - self._began
+            self.cpu_seconds[self._epoch] = time.process_time() - self._cpu_began
 
     return Clock()
 
 
-def _rate(timer: Any) -> float:
-    seconds: float = timer.seconds[MEASURED]
-    return IMAGES / seconds
+def _random_images(count: int) -> Arrays:
+    rng = np.random.default_rng(0)
+    labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, count)]
+    return rng.random((count, 32, 32, 3), dtype=np.float32), labels
 
 
-def _measured(name: str) -> float | None:
-    command = [sys.executable, "-m", "benchmarks.training", "--only", name]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        print(f"{name} is left out: {done.stderr.strip().splitlines()[-1]}", flush=True)
-        return None
-    return float(done.stdout.splitlines()[-1])
+def _rates(timer: Any, arrays: Arrays) -> Rates:
+    images = len(arrays[0])
+    return images / timer.seconds[MEASURED], images / timer.cpu_seconds[MEASURED]
 
 
-def _report(rates: dict[str, list[float]]) -> None:
-    from stages.runtime import versions
-
-    print(f"\n{platform.machine()}, {os.cpu_count()} cores, {versions()}\n")
-    print(f"{'':22} median   lowest  highest  over fit")
-    base = statistics.median(rates["fit"])
-    for name, found in rates.items():
-        median = statistics.median(found)
-        print(f"{name:22} {median:6,.0f} {min(found):8,.0f} {max(found):8,.0f} {median / base:9.2f}")
-    ratios = {name: round(statistics.median(found) / base, 3) for name, found in rates.items() if name != "fit"}
-    print(json.dumps(ratios))
+def _report(rates: Mapping[str, Sequence[Rates]]) -> None:
+    print(f"\n{machine.describe()}\n")
+    print(f"{'':23} median   lowest  highest  over fit  over fit, a CPU second")
+    medians = {
+        name: [statistics.median(kind) for kind in zip(*found, strict=True)] for name, found in rates.items()
+    }
+    ratios: dict[str, Any] = {}
+    by_cpu: dict[str, float] = {}
+    for name, (rate, cpu_rate) in medians.items():
+        over, cpu_over = rate / medians["fit"][0], cpu_rate / medians["fit"][1]
+        clocked = [found for found, _ in rates[name]]
+        print(f"{name:23} {rate:6,.0f} {min(clocked):8,.0f} {max(clocked):8,.0f} {over:9.2f} {cpu_over:23.2f}")
+        if name != "fit":
+            ratios[name], by_cpu[name] = round(over, 3), round(cpu_over, 3)
+    print(json.dumps({**ratios, "per_cpu_second": by_cpu}))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(failure.run("training", main))

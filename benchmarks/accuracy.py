@@ -1,0 +1,127 @@
+"""What the engine learns beside the tutorial's `model.fit`: validation accuracy after equally many epochs.
+
+    python -m benchmarks.accuracy                           # where `dvc repro preprocess` has run
+    python -m benchmarks.accuracy --epochs 5 --seeds 0 1
+
+The same network, splits, batch size and optimizer, trained by `fit` as the tutorial does and by this project's
+engine, whose other choices are those of params.yaml: as committed, the tutorial's. Every run is a process of its
+own, the contestants in turns, in another order each seed. A seed gives each contestant other weights, order and
+dropout, so that only means and deviations compare. The accuracy is that of the last epoch's weights on the whole
+validation split; the seconds are of training with validation, the engine's checkpoints too. The last line
+printed is JSON.
+"""
+
+import argparse
+import json
+import random
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from benchmarks import machine
+from benchmarks.process import measured
+from benchmarks.training import PARAMS, run_engine, start_engine, tutorial_model
+from stages import failure
+from stages.engine import TrainParams
+from stages.failure import StageError
+from stages.params import load
+from stages.records import Statistics, read_record, read_split
+from stages.splits import Split
+
+CONTESTANTS = ("fit", "float32", "bfloat16")
+BATCH_SIZE = 32  # the tutorial's
+
+Result = tuple[float, float]  # validation accuracy and seconds
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train one contestant in this process, or all of them in processes of their own."""
+    options = _parse(arguments)
+    training, validation = read_splits(options.processed)
+    if options.only:
+        (seed,) = options.seeds
+        print(json.dumps(train(options.only, training, validation, options.epochs, seed)))
+        return
+    results: dict[str, list[Result]] = {name: [] for name in CONTESTANTS}
+    try:
+        machine.require_bfloat16()
+    except StageError as error:
+        print(f"bfloat16 is left out: {error}", flush=True)
+        del results["bfloat16"]
+    order = random.Random(0)
+    common = ["--processed", str(options.processed.resolve()), "--epochs", str(options.epochs)]
+    for seed in options.seeds:
+        for name in order.sample(list(results), len(results)):
+            found = measured("benchmarks.accuracy", *common, "--seeds", str(seed), "--only", name)
+            results[name].append(found)
+            print(f"seed {seed}: {name} {found[0]:.4f} in {found[1]:,.0f} s", flush=True)
+    _report(results, options.epochs, options.seeds, len(training.images), len(validation.images))
+
+
+def read_splits(processed: Path) -> tuple[Split, Split]:
+    """Return the training and the validation split, or raise `StageError` when they are not there and whole."""
+    statistics = read_record(processed / "statistics.json", Statistics)
+    return read_split(processed, "train", statistics), read_split(processed, "validation", statistics)
+
+
+def train(name: str, training: Split, validation: Split, epochs: int, seed: int) -> Result:
+    """Return the validation accuracy after the last epoch, and the seconds that all of them took."""
+    if name == "fit":
+        model = tutorial_model(training.images.shape[1:], training.labels.shape[1], seed)
+        began = time.perf_counter()
+        history = model.fit(
+            training.images,
+            training.labels,
+            batch_size=BATCH_SIZE,
+            epochs=epochs,
+            validation_data=(validation.images, validation.labels),
+            verbose=0,
+        ).history
+        return history["val_accuracy"][-1], time.perf_counter() - began
+    start_engine(name, seed)
+    began = time.perf_counter()
+    changes = {"seed": seed, "epochs": epochs, "batch_size": BATCH_SIZE, "early_stopping": 0}
+    rows = run_engine(training, validation, changes)
+    return rows[-1]["val_accuracy"], time.perf_counter() - began
+
+
+def _report(
+    results: Mapping[str, Sequence[Result]], epochs: int, seeds: Sequence[int], images: int, validated: int
+) -> None:
+    print(f"\n{machine.describe()}")
+    print(f"{epochs} epochs of {images:,} images, validated on {validated:,}, seeds {' '.join(map(str, seeds))}\n")
+    print(f"{'':10} val_accuracy  standard deviation  seconds")
+    found = {}
+    for name, runs in results.items():
+        accuracies = [accuracy for accuracy, _ in runs]
+        mean, seconds = statistics.mean(accuracies), statistics.mean(seconds for _, seconds in runs)
+        # Of the sample, so over N - 1; a single run has none.
+        deviation = statistics.stdev(accuracies) if len(runs) > 1 else None
+        print(f"{name:10} {mean:12.4f}  {'' if deviation is None else f'{deviation:.4f}':>18}  {seconds:7,.0f}")
+        found[name] = {
+            "val_accuracy": [round(accuracy, 4) for accuracy in accuracies],
+            "mean": round(mean, 4),
+            "standard_deviation": None if deviation is None else round(deviation, 4),
+            "seconds": round(seconds, 1),
+        }
+    print(json.dumps({"epochs": epochs, "seeds": list(seeds), **found}))
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__.partition("\n")[0])
+    parser.add_argument("--epochs", type=int, help="those of params.yaml if not given")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--processed", type=Path, default=Path("data/processed"), help="folder of the splits")
+    parser.add_argument("--only", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.epochs is None:
+        options.epochs = load(PARAMS, "train", TrainParams).epochs
+    if options.epochs < 1:
+        parser.error("--epochs: at least 1")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("accuracy", main))

@@ -1,0 +1,32 @@
+"""The CPU that a benchmark runs on: its name, and whether it computes in bfloat16."""
+
+import os
+import platform
+from pathlib import Path
+
+from stages.failure import StageError
+from stages.runtime import FLAGS, has_bfloat16, versions
+
+
+def describe() -> str:
+    """Return the line that a figure needs beside it: CPU, the flags that choose its kernels, cores, versions."""
+    lines = _cpuinfo().splitlines()
+    names = (line.partition(": ")[2] for line in lines if line.startswith("model name"))
+    cpu = next(names, platform.processor() or platform.machine())
+    flags = " ".join(sorted(_flags())) or "flags unknown"
+    return f"{cpu} ({flags}), {platform.machine()}, {os.cpu_count()} cores, {versions()}"
+
+
+def require_bfloat16() -> None:
+    """Raise `StageError` where bfloat16 would be emulated, and a figure would say nothing."""
+    if not has_bfloat16():
+        raise StageError("this CPU has neither AMX nor AVX512-BF16 and would emulate bfloat16")
+
+
+def _flags() -> set[str]:
+    return FLAGS.intersection(_cpuinfo().split())
+
+
+def _cpuinfo() -> str:
+    path = Path("/proc/cpuinfo")
+    return path.read_text(encoding="utf-8") if path.exists() else ""

@@ -1,0 +1,21 @@
+"""A measurement in a process of its own, so that none finds what another has loaded, set or warmed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from stages.failure import StageError
+
+ROOT = Path(__file__).parent.parent
+
+
+def measured(module: str, *arguments: str) -> Any:
+    """Run `python -m module` and return the JSON of its last line; `StageError` says why there is none."""
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode:
+        words = done.stderr.strip() or f"it ended with {done.returncode}"
+        raise StageError(words.splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])

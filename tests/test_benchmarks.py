@@ -1,0 +1,42 @@
+"""The benchmarks' own code, on so few images that the figures mean nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.project import ROOT, Project
+
+
+def benchmark(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_accuracy_says_in_one_line_that_there_are_no_splits(tmp_path: Path) -> None:
+    done = benchmark("accuracy", "--processed", str(tmp_path))
+    assert done.returncode == 1
+    assert "statistics.json: no such file; run: dvc repro" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_accuracy_trains_every_contestant_with_every_seed(first_run: Project) -> None:
+    processed = first_run.folder / "data" / "processed"
+    done = benchmark("accuracy", "--processed", str(processed), "--epochs", "1", "--seeds", "0", "1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in {"fit", "float32"} | found.keys() - {"epochs", "seeds"}:
+        accuracies = found[name]["val_accuracy"]
+        assert len(accuracies) == 2 and min(accuracies) > 0.1  # of ten classes
+        assert found[name]["mean"] == pytest.approx(sum(accuracies) / 2, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_training_compares_the_chosen_contestants_with_fit() -> None:
+    done = benchmark("training", "--rounds", "1", "--images", "64", "--contestants", "float32_bs32_any_order")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == {"float32_bs32_any_order", "per_cpu_second"}
+    assert found["per_cpu_second"].keys() == {"float32_bs32_any_order"}
