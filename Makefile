@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro train-distributed verify doctor report plots figures test faults bench lint lock clean
+.PHONY: help setup demo repro repro-fast train-distributed verify doctor report plots figures test faults bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -28,6 +28,10 @@ repro: setup ## the pipeline on CIFAR-10; reruns what changed
 	$(BIN)/python -m tools.check
 	$(BIN)/dvc repro
 	$(BIN)/python -m tools.metrics
+
+repro-fast: setup ## the same with another network and training: recipes/fast.yaml, written into params.yaml
+	$(BIN)/python -m tools.recipe fast
+	@$(MAKE) --no-print-directory repro
 
 verify: setup ## rebuild the last commit's demo from nothing and hold it to its committed hashes
 	$(BIN)/python -m tools.verify --dataset digits

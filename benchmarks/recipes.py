@@ -1,0 +1,188 @@
+"""The fast recipe beside the tutorial's: validation accuracy, and the seconds from the start of the process to it.
+
+    python -m benchmarks.recipes                            # where `dvc repro preprocess` has run: hours
+
+In turns, each run a process of its own: the tutorial's own lines with `fit` for its 20 epochs (`fit`), this
+project's train stage with recipes/tutorial.yaml (`tutorial`), and with recipes/fast.yaml (`fast`), in bfloat16
+where the CPU computes in it. All train on the same images and are judged on the same validation images; the test
+split is not read. `fast` is judged also by the mean of what it says of an image and of its mirror image. What was
+run is kept in benchmarks/recipes.json, and not run again on the same machine: so a benchmark that was stopped goes
+on.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import vl_convert
+
+from benchmarks import machine
+from benchmarks.process import ROOT, measured
+from benchmarks.training import PARAMS, tutorial_model
+from stages import failure
+from stages.outputs import replacing, write_json
+from tools.demo import choose
+from tools.recipe import with_recipe
+
+CONTESTANTS = ("fit", "tutorial", "fast")
+EPOCHS, BATCH_SIZE = 20, 32  # the tutorial's
+KEPT = Path(__file__).with_suffix(".json")
+CHART = ROOT / "docs" / "recipes.svg"
+
+Run = dict[str, Any]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run one contestant in this process, or what is missing of all of them in processes of their own."""
+    options = _parse(arguments)
+    if options.only:
+        print(json.dumps(run(options.only, options.seeds[0], options.processed, options.began)))
+        return
+    kept: dict[str, Any] = json.loads(KEPT.read_bytes()) if KEPT.exists() else {}
+    if kept.get("machine") != machine.describe():
+        kept = {"machine": machine.describe(), "runs": {name: {} for name in CONTESTANTS}}
+    for seed in options.seeds:
+        for name in options.contestants:
+            if str(seed) not in kept["runs"][name]:
+                known = ["--processed", str(options.processed.resolve()), "--began", str(time.time())]
+                found = measured("benchmarks.recipes", "--only", name, "--seeds", str(seed), *known)
+                kept["runs"][name][str(seed)] = found
+                write_json(KEPT, kept)
+                print(f"seed {seed}: {name} {found['accuracy']:.4f} in {found['seconds']:,.0f} s", flush=True)
+    _report(kept)
+    with replacing(CHART) as partial:
+        partial.write_text(vl_convert.vegalite_to_svg(chart(kept["runs"])), encoding="utf-8")
+
+
+def run(name: str, seed: int, processed: Path, began: float) -> Run:
+    """Train, and return accuracy, seconds since `began` (of the clock) and the points of the curve."""
+    if name == "fit":
+        return _fit(seed, processed, began)
+    with tempfile.TemporaryDirectory() as folder:
+        return _stage(name, seed, processed, began, Path(folder))
+
+
+def _fit(seed: int, processed: Path, began: float) -> Run:
+    import numpy as np
+
+    from benchmarks.curve import Curve
+
+    splits = [np.load(processed / f"{name}.npz") for name in ("train", "validation")]
+    training, validation = ((split["images"], split["labels"]) for split in splits)
+    model = tutorial_model(training[0].shape[1:], training[1].shape[1], seed)
+    model.fit(
+        *training, batch_size=BATCH_SIZE, epochs=EPOCHS, validation_data=validation, verbose=0, callbacks=[Curve()]
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        model.save(Path(folder) / "model.keras")
+    return _result(began)
+
+
+def _stage(name: str, seed: int, processed: Path, began: float, folder: Path) -> Run:
+    from stages import train
+    from stages.records import Statistics, read_record, read_split
+
+    recipe = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+    params = folder / "params.yaml"
+    params.write_text(with_recipe(PARAMS.read_text(encoding="utf-8"), recipe), encoding="utf-8")
+    choose(params, {"train.seed": seed, "train.callbacks": ["benchmarks.curve.Curve"]})
+    places = ["model", "metrics", "history", "environment", "logs", "checkpoints"]
+    options = [f"--{place}={folder / place / place}{'.keras' if place == 'model' else ''}" for place in places]
+    train.main([f"--params={params}", f"--processed={processed}", *options])
+    found = _result(began)
+    if name == "fast":
+        validation = read_split(processed, "validation", read_record(processed / "statistics.json", Statistics))
+        found["flipped"] = _flipped(folder / "model" / "model.keras", validation.images, validation.labels)
+    return found
+
+
+def _result(began: float) -> Run:
+    from benchmarks.curve import POINTS
+
+    curve = [[round(when - began, 1), round(accuracy, 4)] for when, accuracy in POINTS]
+    return {"accuracy": curve[-1][1], "seconds": round(time.time() - began, 1), "curve": curve}
+
+
+def _flipped(model: Path, images: Any, labels: Any) -> float:
+    """The accuracy of an image's and its mirror image's probabilities, averaged."""
+    import keras
+
+    from stages.inference import Predictor
+
+    predict = Predictor(keras.saving.load_model(model))
+    probabilities = predict(images) + predict(images[:, :, ::-1])
+    return round(float((probabilities.argmax(axis=1) == labels.argmax(axis=1)).mean()), 4)
+
+
+def _report(kept: Mapping[str, Any]) -> None:
+    print(f"\n{kept['machine']}\n\n{'':9} runs  accuracy   deviation   flipped   deviation   seconds")
+    summary: dict[str, Any] = {}
+    for name, runs in kept["runs"].items():
+        if not runs:
+            continue
+        columns = {key: [run[key] for run in runs.values() if key in run] for key in ("accuracy", "flipped")}
+        cells = [
+            f"{statistics.mean(found):8.4f}   {f'{statistics.stdev(found):.4f}' if len(found) > 1 else '':>9}"
+            if found
+            else " " * 20
+            for found in columns.values()
+        ]
+        seconds = statistics.median(run["seconds"] for run in runs.values())
+        print(f"{name:9} {len(runs):4}  {'  '.join(cells)}   {seconds:7,.0f}")
+        summary[name] = {key: round(statistics.mean(found), 4) for key, found in columns.items() if found}
+        summary[name]["seconds"] = seconds
+    base = summary.get("fit", {}).get("seconds")
+    for figures in summary.values():
+        figures["time_of_fit"] = base and round(figures.pop("seconds") / base, 3)
+    print(json.dumps(summary))
+
+
+def chart(runs: Mapping[str, Mapping[str, Run]]) -> dict[str, Any]:
+    """Return the curves, accuracy by seconds, of the first seed of each contestant, as Vega-Lite."""
+    names = {"fit": "tutorial, fit", "tutorial": "tutorial, this engine", "fast": "fast recipe"}
+    points = [
+        {"run": names[name], "seconds": seconds, "accuracy": accuracy}
+        for name, seeds in runs.items()
+        if seeds
+        for seconds, accuracy in next(iter(seeds.values()))["curve"]
+    ]
+    look = {"field": "run", "type": "nominal", "sort": None, "title": None, "legend": {"orient": "top"}}
+    return {
+        "background": "white",
+        "width": 420,
+        "height": 260,
+        "data": {"values": points},
+        "mark": {"type": "line", "point": True},
+        "encoding": {
+            "x": {"field": "seconds", "type": "quantitative", "title": "seconds from the start of the process"},
+            "y": {
+                "field": "accuracy",
+                "type": "quantitative",
+                "title": "validation accuracy",
+                "scale": {"zero": False},
+                "axis": {"format": ".0%"},
+            },
+            "color": look,
+            "shape": look,
+        },
+    }
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recipes", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=CONTESTANTS)
+    parser.add_argument("--processed", type=Path, default=Path("data/processed"), help="folder of the splits")
+    parser.add_argument("--only", choices=CONTESTANTS, help=argparse.SUPPRESS)
+    parser.add_argument("--began", type=float, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("recipes", main))
