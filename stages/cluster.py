@@ -15,8 +15,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,12 +26,16 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
+from tensorflow.python.distribute.cluster_resolver.slurm_cluster_resolver import (
+    expand_hostlist,
+    expand_tasks_per_node,
+)
 
 from stages.failure import StageError
 from stages.runtime import RuntimeParams
 
-# How long a process waits for the others before the training begins. Later, TensorFlow itself misses one that is
-# gone at once, and one that is cut off after ten seconds without its heartbeat.
+# How long a process waits for the others to answer, and then for them to take part. Once training has begun,
+# TensorFlow itself misses one that is gone at once, and one that is cut off after ten seconds without heartbeat.
 SECONDS_VARIABLE = "CLUSTER_SECONDS"
 SECONDS = 60.0
 PROBE_SECONDS, PAUSE_SECONDS = 2.0, 0.2  # for an address to answer; before it is asked again
@@ -45,7 +50,10 @@ while os.getppid() == process:
     if time.monotonic() > deadline:
         print(sys.argv[3], file=sys.stderr, flush=True)
         os.kill(process, signal.SIGKILL)
+        break  # whatever came of it: a container's first process cannot be killed from inside
     time.sleep(0.2)
+else:
+    print("train: ended while it joined the others", file=sys.stderr, flush=True)
 """
 
 AGAIN = "then start all again; the chief resumes from its last checkpoint"
@@ -213,21 +221,22 @@ def read_cluster(environment: Mapping[str, str]) -> tuple[tuple[Worker, ...], in
 
 
 def _read_slurm(environment: Mapping[str, str]) -> tuple[tuple[Worker, ...], int]:
+    # TensorFlow's SlurmClusterResolver itself sorts the hosts, n10 before n9, and the ranks are not in that order.
     first, count = SLURM_PORTS
     try:
-        resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-            port_base=first + int(environment["SLURM_JOB_ID"]) % count,
-            # Nothing of GPUs is asked of it, and without these it looks for an NVIDIA driver.
-            gpus_per_node=int(environment["SLURM_STEP_NUM_TASKS"]),
-            gpus_per_task=1,
-            auto_set_gpu=False,
-        )
-        addresses = resolver.cluster_spec().as_dict()["worker"]
-        return tuple(Worker("worker", *each) for each in enumerate(addresses)), int(environment["SLURM_PROCID"])
-    except (LookupError, ValueError, RuntimeError) as error:
+        port, rank = first + int(environment["SLURM_JOB_ID"]) % count, int(environment["SLURM_PROCID"])
+        hosts = expand_hostlist(environment["SLURM_STEP_NODELIST"])
+        tasks = expand_tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])
+        addresses = [
+            f"{host}:{port + task}" for host, each in zip(hosts, tasks, strict=True) for task in range(each)
+        ]
+        if rank >= len(addresses):
+            raise ValueError(f"rank {rank} of {len(addresses)}")
+    except (LookupError, ValueError) as error:
         raise StageError(
             f"SLURM's variables do not tell the cluster ({error}): start the training by srun; {README}"
         ) from None
+    return tuple(Worker("worker", *each) for each in enumerate(addresses)), rank
 
 
 def _read_tf_config(text: str) -> tuple[tuple[Worker, ...], int]:
@@ -264,7 +273,8 @@ def _devices(count: int) -> list[str]:
 
 def _join(workers: tuple[Worker, ...], rank: int) -> Cluster:
     seconds = _patience(os.environ.get(SECONDS_VARIABLE, str(SECONDS)))
-    _wait_for_all(workers, rank, seconds)
+    others = [*workers[:rank], *workers[rank + 1 :]]
+    _wait_for(others, workers[rank], seconds)
     # gRPC would ask a proxy of the environment for these hosts, too.
     os.environ["no_grpc_proxy"] = ",".join(each.host for each in workers)  # noqa: SIM112, gRPC reads it in small letters
     # TensorFlow 2.21 ends in a segmentation fault when a job has no process.
@@ -276,7 +286,7 @@ def _join(workers: tuple[Worker, ...], rank: int) -> Cluster:
         rpc_layer="grpc",
     )
     try:
-        with _ended_after(seconds):
+        with _ended_after(seconds, others):
             cluster = Cluster(tf.distribute.MultiWorkerMirroredStrategy(resolver), workers, rank)
             with cluster.watched():
                 cluster.total(np.zeros(1, np.int32))  # returns when all are there
@@ -300,44 +310,67 @@ def _patience(text: str) -> float:
 
 
 @contextmanager
-def _ended_after(seconds: float) -> Iterator[None]:
-    """End this process, with one line, when the block takes longer.
+def _ended_after(seconds: float, others: Sequence[Worker]) -> Iterator[None]:
+    """End this process, with one line, when the block takes longer; and on Ctrl-C at once.
 
     From outside it, as TensorFlow waits for the others without end and holds Python's lock meanwhile: when one
     dies at this moment, is another program, or knows another cluster.
     """
     line = (
-        f"train: the others answer, and do not take part within {seconds:g} seconds ({SECONDS_VARIABLE}): is what "
-        "answers this training, with the same cluster in each one's TF_CONFIG? then start all again"
+        f"train: {_listed(others)}: not all take part within {seconds:g} seconds ({SECONDS_VARIABLE}), though all "
+        "answer: is each of them this training, told of the same cluster? then start all again"
     )
-    watch = subprocess.Popen([sys.executable, "-I", "-c", WATCH, str(os.getpid()), str(seconds), line])
+    watch = subprocess.Popen(
+        [sys.executable, "-I", "-c", WATCH, str(os.getpid()), str(seconds), line],
+        start_new_session=True,  # or Ctrl-C would end it, too
+    )
+    interrupted = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own handler needs the lock
     try:
         yield
     finally:
+        signal.signal(signal.SIGINT, interrupted)
         watch.kill()
         watch.wait()
 
 
-def _wait_for_all(workers: tuple[Worker, ...], rank: int, seconds: float) -> None:
-    """Return when a process listens at each address, this one at its own; TensorFlow's own wait knows no end."""
-    port, both = workers[rank].port, socket.has_dualstack_ipv6()
+def _wait_for(others: Sequence[Worker], own: Worker, seconds: float) -> None:
+    """Return when all listen, and this one at its own address; TensorFlow's own wait knows no end."""
+    both = socket.has_dualstack_ipv6()
     family = socket.AF_INET6 if both else socket.AF_INET
     try:
-        server = socket.create_server(("", port), family=family, backlog=len(workers), dualstack_ipv6=both)
+        server = socket.create_server(("", own.port), family=family, backlog=len(others) + 1, dualstack_ipv6=both)
     except OSError as error:
         raise StageError(
-            f"{workers[rank]}: {os.strerror(error.errno or 0)}: stop what listens at port {port}, or name another"
+            f"{own}: {os.strerror(error.errno or 0)}: stop what listens at port {own.port}, or name another in "
+            "TF_CONFIG; another job of SLURM has another"
         ) from None
-    with server:
-        deadline = time.monotonic() + seconds
-        silent = [worker for worker in workers if worker != workers[rank]]
-        while silent := [worker for worker in silent if not _answers(worker)]:
+    answered: list[Worker] = []
+    deadline = time.monotonic() + seconds
+
+    def ask(worker: Worker) -> None:
+        while not _answers(worker):
             if time.monotonic() > deadline:
-                raise StageError(
-                    f"no answer from {', '.join(map(str, silent))} within {seconds:g} seconds "
-                    f"({SECONDS_VARIABLE}): start each worker once, with its own index, then start all again"
-                )
+                return
             time.sleep(PAUSE_SECONDS)
+        answered.append(worker)
+
+    with server:
+        # All at once, in threads that may be left behind: the look-up of a host's name can take for ever.
+        asking = [threading.Thread(target=ask, args=(worker,), daemon=True) for worker in others]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join(max(0.0, deadline - time.monotonic()))
+    silent = [worker for worker in others if worker not in answered]
+    if silent:
+        raise StageError(
+            f"no answer from {_listed(silent)} within {seconds:g} seconds ({SECONDS_VARIABLE}): start each worker "
+            "once, told of the same cluster, then start all again"
+        )
+
+
+def _listed(workers: Sequence[Worker]) -> str:
+    return ", ".join(map(str, workers))
 
 
 def _answers(worker: Worker) -> bool:

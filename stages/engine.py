@@ -58,7 +58,7 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
     callbacks: list[dict[str, Any]] = field(default_factory=list)
-    stopped: bool = False  # by a callback
+    stopped: bool = False  # by a callback, on whichever process
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
@@ -126,10 +126,11 @@ class Trainer:
         progress = self._resume(checkpoints)
         self._callbacks.on_train_begin()
         self._restore_callbacks(progress)
-        while progress.epoch < self._params.epochs and not self._stop(progress):
+        while progress.epoch < self._params.epochs and not self._ended(progress):
             self._train_epoch(progress, checkpoints)
             row = self._end_epoch(progress)
             self._callbacks.on_epoch_end(progress.epoch - 1, row)
+            progress.stopped = self._stop()
             self._save(progress, checkpoints)
         if self._params.early_stopping:
             self._assign(self._model.variables, self._best)
@@ -140,6 +141,8 @@ class Trainer:
 
     def _train_epoch(self, progress: Progress, checkpoints: Checkpoints) -> None:
         self._callbacks.on_epoch_begin(progress.epoch)
+        if progress.stopped:
+            return  # the checkpoint was written between the stop and the end of its epoch
         order = epoch_order(self._params.seed, progress.epoch, len(self._training.images))
         for images, labels, batch in self._batches(order, progress.epoch, progress.step):
             first = progress.epoch * self._steps_per_epoch + progress.step
@@ -150,11 +153,12 @@ class Trainer:
             progress.step += len(losses)
             progress.loss += float(losses.sum(dtype=np.float64)) * batch
             progress.hits += int(hits.sum())
-            seen = min(progress.step * self._params.batch_size, len(order))
-            logs = {"loss": progress.loss / seen, "accuracy": progress.hits / seen}
-            self._callbacks.on_train_batch_end(progress.step - 1, logs)
+            self._callbacks.on_train_batch_end(progress.step - 1, self._means(progress))
+            progress.stopped = self._stop()
             if time.monotonic() - self._saved > self._params.checkpoint_minutes * 60:
                 self._save(progress, checkpoints)
+            if progress.stopped:
+                break  # as `fit` does, which also ends such an epoch as any other
 
     def _batches(
         self, order: NDArray[np.int64], epoch: int, step: int
@@ -200,17 +204,16 @@ class Trainer:
                 f"{DIVERGED}"
             )
 
+    def _means(self, progress: Progress) -> dict[str, float]:
+        """Loss and accuracy over the epoch's images so far."""
+        seen = min(progress.step * self._params.batch_size, len(self._training.images))
+        return {"loss": progress.loss / seen, "accuracy": progress.hits / seen}
+
     def _end_epoch(self, progress: Progress) -> dict[str, float]:
-        images = len(self._training.images)
         val_loss, val_accuracy = self._validate()
         if not np.isfinite(val_loss):  # the very last step can spoil the weights after its loss was computed
             raise StageError(f"the validation loss is {val_loss} after epoch {progress.epoch + 1}{DIVERGED}")
-        row = {
-            "loss": progress.loss / images,
-            "accuracy": progress.hits / images,
-            "val_loss": val_loss,
-            "val_accuracy": val_accuracy,
-        }
+        row = {**self._means(progress), "val_loss": val_loss, "val_accuracy": val_accuracy}
         progress.history.append(row)
         if self._params.early_stopping and (
             progress.best_epoch < 0 or val_loss < progress.history[progress.best_epoch]["val_loss"]
@@ -233,13 +236,18 @@ class Trainer:
         loss = -np.log(np.clip(chosen, 1e-7, 1 - 1e-7)).mean()
         return float(loss), float((probabilities.argmax(axis=1) == labels).mean())
 
-    def _stop(self, progress: Progress) -> bool:
+    def _ended(self, progress: Progress) -> bool:
+        """Whether no epoch is to be begun, or gone on with, though not all are done."""
         patience = self._params.early_stopping
         impatient = bool(patience) and 0 <= progress.best_epoch < progress.epoch - patience
-        # A callback may stop on one process alone, by its clock say; the others would wait for it for ever.
+        return impatient or (progress.stopped and progress.step == 0)
+
+    def _stop(self) -> bool:
+        """Whether a callback asks for the end, on any process."""
+        # It may on one process alone, by its clock say; the others would wait for it for ever.
         stops = np.zeros(self._cluster.size, np.int32)
         stops[self._cluster.rank] = bool(self._model.stop_training)
-        return impatient or bool(self._cluster.total(stops).any())
+        return bool(self._cluster.total(stops).any())
 
     def _state(self) -> list[Any]:
         # Keras counts generators' states among a model's variables, though not among its weights.
@@ -247,7 +255,6 @@ class Trainer:
 
     def _save(self, progress: Progress, checkpoints: Checkpoints) -> None:
         if self._cluster.chief:
-            progress.stopped = bool(self._model.stop_training)
             progress.callbacks = [_scalars(callback) for callback in self._callbacks.callbacks]
             arrays = [variable.numpy() for variable in self._state()]
             checkpoints.save(progress.epoch, progress.step, [*arrays, *self._best], asdict(progress))
@@ -283,7 +290,7 @@ class Trainer:
         # After on_train_begin, where callbacks start their counters.
         for callback, state in zip(self._callbacks.callbacks, progress.callbacks, strict=False):
             vars(callback).update(state)
-        self._model.stop_training = progress.stopped
+        self._model.stop_training = self._model.stop_training or progress.stopped
 
     @staticmethod
     def _assign(variables: Sequence[Any], arrays: Sequence[NDArray[Any]]) -> None:

@@ -106,11 +106,12 @@ def _sha256(content: Any) -> str:
 def code_files(callbacks: Sequence[str]) -> dict[str, Path]:
     """Return the files of the modules loaded from stages/, and of those that hold the `callbacks`, by module."""
     own = {name.rpartition(".")[0] for name in callbacks}
-    return {
+    loaded = {
         name: Path(str(module.__file__))
         for name, module in sorted(sys.modules.items())
         if (name in own or name.partition(".")[0] == "stages") and getattr(module, "__file__", None)
     }
+    return {**loaded, "stages.train": Path(__file__)}  # this module, which Python knows as __main__ when it is run
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

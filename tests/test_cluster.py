@@ -1,17 +1,25 @@
 """stages/cluster.py in one process: who takes part, and how work is divided. With several: test_distributed.py."""
 
 import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Literal
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from stages.cluster import Cluster, Worker, alone, joined, read_cluster
+from stages.cluster import WATCH, Cluster, Worker, alone, joined, read_cluster
 from stages.engine import shares
 from stages.failure import StageError
 from stages.runtime import RuntimeParams
+from tools.launch import free_ports
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -60,6 +68,15 @@ def test_the_chief_is_first_and_the_others_follow(cluster: object, job: str, ind
             {"SLURM_PROCID": "0", "SLURM_JOB_ID": "7"},
             "^SLURM's variables do not tell .* start the training b",
         ),
+        (
+            {
+                "SLURM_PROCID": "2",
+                "SLURM_JOB_ID": "7",
+                "SLURM_STEP_NODELIST": "n[1-2]",
+                "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+            },
+            "^SLURM's variables do not tell the cluster .*rank 2 of 2",
+        ),
     ],
 )
 def test_an_environment_that_names_no_cluster_is_refused(environment: Mapping[str, str], problem: str) -> None:
@@ -85,21 +102,56 @@ def test_a_patience_that_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, 
         pass
 
 
-def test_slurm_s_variables_name_the_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_patience_is_one_for_all_however_many_do_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ExitStack() as opened:
+        # Another connection waits for a place in the queue: for two seconds, as to a host that is switched off.
+        full = [opened.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0)) for _ in range(4)]
+        addresses = [f"127.0.0.1:{server.getsockname()[1]}" for server in full]
+        for server in full:
+            for _ in range(2):
+                client = opened.enter_context(socket.socket())
+                client.setblocking(False)
+                client.connect_ex(server.getsockname())
+        own = f"127.0.0.1:{free_ports(1)[0]}"
+        monkeypatch.setenv("TF_CONFIG", tf_config({"worker": [own, *addresses]}, "worker", 0)["TF_CONFIG"])
+        monkeypatch.setenv("CLUSTER_SECONDS", "1")
+        began = time.monotonic()
+        with (
+            pytest.raises(StageError, match=r"^no answer from worker 1 at .*, worker 4 at \S+ within 1 seconds "),
+            joined(runtime("multi_worker", devices=1)),
+        ):
+            pass
+        assert time.monotonic() - began < 2
+
+
+def test_the_watch_of_a_process_that_cannot_be_killed_says_so_once_and_ends() -> None:
+    if os.geteuid() != 0 or shutil.which("unshare") is None:
+        pytest.skip("only root, on Linux, may make a process that is the first, as in a container")
+    first = """
+import os, subprocess, sys
+watch = [sys.executable, "-I", "-c", sys.argv[1], str(os.getpid()), "0.1", "too late"]
+subprocess.run(watch, check=True, timeout=20)
+"""
+    command = ["unshare", "--pid", "--fork", "--kill-child", sys.executable, "-c", first, WATCH]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    if "unshare failed" in done.stderr:
+        pytest.skip(f"no process can be made the first here: {done.stderr.strip()}")
+    assert (done.returncode, done.stderr) == (0, "too late\n")
+
+
+def test_slurm_s_variables_name_the_cluster_in_the_order_of_its_ranks() -> None:
     slurm = {
         "SLURM_JOB_ID": "71234",
         "SLURM_PROCID": "2",
-        "SLURM_STEP_NUM_TASKS": "3",
-        "SLURM_STEP_NODELIST": "m1,n[1-2]",  # SLURM sorts them
-        "SLURM_STEP_TASKS_PER_NODE": "1(x3)",
+        "SLURM_STEP_NODELIST": "n[9-10],m1",
+        "SLURM_STEP_TASKS_PER_NODE": "1,2,1",
     }
-    for name, value in slurm.items():
-        monkeypatch.setenv(name, value)
     workers, rank = read_cluster(slurm)
     assert [str(worker) for worker in workers] == [
-        "worker 0 at m1:21234",
-        "worker 1 at n1:21234",
-        "worker 2 at n2:21234",
+        "worker 0 at n9:21234",
+        "worker 1 at n10:21234",
+        "worker 2 at n10:21235",
+        "worker 3 at m1:21234",
     ]
     assert rank == 2
 
@@ -111,6 +163,7 @@ def test_each_image_of_a_batch_is_one_device_s(replicas: int, batch: int) -> Non
     counted = np.arange(len(places)) < batch  # as in the step
     assert places[counted].tolist() == list(range(batch))
     assert (places[~counted] == batch - 1).all()
+    assert shares(batch, range(replicas), replicas).ravel().tolist() == places.tolist()
 
 
 def cluster(size: int, rank: int) -> Cluster:

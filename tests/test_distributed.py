@@ -25,14 +25,23 @@ from tools.launch import free_ports
 pytestmark = pytest.mark.slow
 
 BOUND = 60  # seconds in which all end when one is gone
-# A person's own callback, which keeps every loss that it is told.
+# A person's own callbacks: one keeps every loss that it is told, one stops the training.
 RECORD = """
-import os, keras
+import os, signal, keras
 
 class Losses(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         with open(os.environ["LOSSES"], "a") as file:
             print(batch, logs["loss"].hex(), logs["accuracy"].hex(), file=file)
+
+class Stop(keras.callbacks.Callback):  # where a file says so
+    def on_train_batch_end(self, batch, logs=None):
+        if os.path.exists(os.environ["LOSSES"] + "-stop"):
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        if os.path.exists(os.environ["LOSSES"] + "-kill"):
+            os.kill(os.getpid(), signal.SIGKILL)
 """
 # 1,149 images: two whole batches, and a last one that two and four devices cannot share equally.
 CHOICES: dict[str, Any] = {
@@ -42,7 +51,7 @@ CHOICES: dict[str, Any] = {
     "train.shift": 1,
     "train.clip_norm": 0.5,
     "train.checkpoint_minutes": 1e-9,
-    "train.callbacks": ["record.Losses"],
+    "train.callbacks": ["record.Losses", "record.Stop"],
     "runtime.threads": 1,
 }
 DROPOUT: dict[str, Any] = {
@@ -126,6 +135,7 @@ def training(
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
+                start_new_session=True,  # a group of its own, as a terminal's command is
             )
             started.callback(kill, process)
             processes.append(process)
@@ -261,6 +271,24 @@ def test_a_killed_process_is_named_and_the_next_run_ends_as_one_that_was_not_kil
 
 
 @pytest.mark.long
+def test_a_stop_by_any_worker_ends_the_epoch_of_all_and_is_kept_when_the_run_is_killed(
+    project: Project, tmp_path: Path
+) -> None:
+    files = [tmp_path / "1" / "losses-stop", tmp_path / "0" / "losses-kill"]
+    for file in files:
+        file.parent.mkdir()
+        file.touch()
+    with training(project, tmp_path, "multi_worker", 2) as trainers:
+        trainers.finish()
+    assert trainers.codes == [-signal.SIGKILL, 1]
+    for file in files:
+        file.unlink()
+    chief = trained(project, tmp_path, "multi_worker", 2)
+    assert [len(losses(folder)) for folder in (chief, tmp_path / "1")] == [1, 1]  # of three in each epoch
+    assert len(pd.read_csv(chief / "history.csv")) == 1
+
+
+@pytest.mark.long
 def test_a_worker_that_never_comes_is_named(project: Project, tmp_path: Path) -> None:
     waits = {"CLUSTER_SECONDS": "8"}
     with training(project, tmp_path, "multi_worker", 3, present=[0, 1], environment=waits) as trainers:
@@ -269,7 +297,7 @@ def test_a_worker_that_never_comes_is_named(project: Project, tmp_path: Path) ->
     for error in trainers.errors:
         assert re.fullmatch(
             r"train: no answer from worker 2 at \S+ within 8 seconds \(CLUSTER_SECONDS\): start each worker once, "
-            r"with its own index, then start all again\n",
+            r"told of the same cluster, then start all again\n",
             error,
         )
 
@@ -330,14 +358,34 @@ def test_another_program_at_an_address_ends_the_wait_with_one_line(project: Proj
             trainers.finish()
     assert trainers.codes == [-signal.SIGKILL]
     assert re.fullmatch(
-        r"train: the others answer, and do not take part within 5 seconds \(CLUSTER_SECONDS\): is .*\n",
+        rf"train: worker 1 at {addresses[1]}: not all take part within 5 seconds \(CLUSTER_SECONDS\), though all "
+        r"answer: is .*\n",
         trainers.errors[0],
     )
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("index", [0, 1])
+def test_ctrl_c_ends_a_process_that_joins_others_who_do_not_take_part(
+    project: Project, tmp_path: Path, index: int
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        addresses = [f"127.0.0.1:{free_ports(1)[0]}", f"127.0.0.1:{other.getsockname()[1]}"]
+        addresses = addresses if index == 0 else addresses[::-1]
+        with training(project, tmp_path, "multi_worker", 2, present=[index], addresses=addresses) as trainers:
+            process = trainers.processes[0]
+            wait_until(lambda: psutil.Process(process.pid).children())  # the watch of the join
+            time.sleep(2)  # TensorFlow waits now
+            os.killpg(process.pid, signal.SIGINT)
+            trainers.finish(5)
+    assert trainers.codes == [-signal.SIGINT]
+    assert trainers.errors == ["train: ended while it joined the others\n"]
+
+
+@pytest.mark.long
 def test_a_proxy_of_the_environment_is_not_asked(project: Project, two: Path, tmp_path: Path) -> None:
-    proxy = {"http_proxy": "http://127.0.0.1:9"}  # where nobody answers
+    # Where nobody answers; and no exception for this machine, as the tests' own environment may have.
+    proxy = {"http_proxy": "http://127.0.0.1:9", "no_proxy": "", "no_grpc_proxy": ""}
     assert results(trained(project, tmp_path, "multi_worker", 2, environment=proxy)) == results(two)
 
 
@@ -351,7 +399,7 @@ def test_a_port_in_use_is_named(project: Project, tmp_path: Path) -> None:
     port = addresses[0].rpartition(":")[2]
     assert trainers.errors[0] == (
         f"train: worker 0 at {addresses[0]}: Address already in use: stop what listens at port {port}, or name "
-        "another\n"
+        "another in TF_CONFIG; another job of SLURM has another\n"
     )
 
 

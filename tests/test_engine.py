@@ -240,31 +240,81 @@ def test_full_batches_without_dropout_train_as_fit_does(
         assert list(row.values()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_callbacks_are_called_as_fit_calls_them(tmp_path: Path) -> None:
-    class Record(keras.callbacks.Callback):
-        def __init__(self) -> None:
-            super().__init__()
-            self.calls: list[tuple[str, Any, list[str]]] = []
+class Record(keras.callbacks.Callback):
+    """Keeps its calls, and asks for the end in the one named."""
 
-        def on_train_begin(self, logs: Any = None) -> None:
-            self.calls.append(("train begins", None, []))
+    def __init__(self, stop: tuple[str, int] | None = None) -> None:
+        super().__init__()
+        self.stop = stop
+        self.calls: list[tuple[str, int, list[str]]] = []
 
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-            self.calls.append(("epoch begins", epoch, []))
+    def keep(self, call: str, number: int, logs: Any) -> None:
+        self.calls.append((call, number, sorted(logs or {})))
+        if (call, number) == self.stop:
+            self.model.stop_training = True
 
-        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-            self.calls.append(("epoch ends", epoch, sorted(logs)))
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.keep("train begins", 0, None)
 
-        def on_train_end(self, logs: Any = None) -> None:
-            self.calls.append(("train ends", None, []))
+    def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        self.keep("epoch begins", epoch, None)
 
-    ours, theirs = Record(), Record()
-    train(build(), tmp_path, ours, epochs=2)
+    def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
+        self.keep("batch ends", batch, logs)
+
+    def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+        self.keep("epoch ends", epoch, logs)
+
+    def on_train_end(self, logs: Any = None) -> None:
+        self.keep("train ends", 0, None)
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [None, ("train begins", 0), ("epoch begins", 1), ("batch ends", 0), ("batch ends", 1), ("epoch ends", 1)],
+)
+def test_callbacks_are_called_and_stop_as_under_fit(tmp_path: Path, stop: tuple[str, int] | None) -> None:
+    ours, theirs = Record(stop), Record(stop)
+    train(build(), tmp_path, ours, batch_size=700)  # more than IMAGES_PER_CALL: a call for each batch
     model = build()
     model.compile(optimizer="adam", loss="categorical_crossentropy", metrics=["accuracy"])
-    data = split(slice(64))
-    model.fit(data.images, data.labels, epochs=2, verbose=0, callbacks=[theirs], validation_split=0.5)
+    data, validation = split(slice(IMAGES)), split(slice(300))
+    model.fit(
+        data.images,
+        data.labels,
+        batch_size=700,
+        epochs=3,
+        verbose=0,
+        callbacks=[theirs],
+        validation_data=(validation.images, validation.labels),
+    )
     assert ours.calls == theirs.calls
+
+
+@pytest.mark.parametrize(
+    ("stop", "killed"),
+    [
+        (("batch ends", 1), ("on_epoch_end", 1)),  # in the midst of the epoch, which is then not gone on with
+        (("epoch ends", 1), ("on_train_end", 1)),
+    ],
+)
+def test_a_stop_is_kept_when_the_run_is_killed_after_it(
+    tmp_path: Path, stop: tuple[str, int], killed: tuple[str, int]
+) -> None:
+    undisturbed = build()
+    expected = train(undisturbed, tmp_path / "a", Record(stop), batch_size=500)
+    with pytest.raises(KeyboardInterrupt):
+        train(build(), tmp_path / "b", Record(stop), Interrupt(*killed), batch_size=500)
+    model = build()
+    assert train(model, tmp_path / "b", batch_size=500) == expected
+    for found, wanted in zip(weights(model), weights(undisturbed), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_callback_that_stops_a_resumed_run_at_its_begin_is_heard(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(build(), tmp_path, Interrupt("on_train_batch_end", 2), batch_size=500)
+    assert len(train(build(), tmp_path, Record(("train begins", 0)), batch_size=500)[0]) == 1
 
 
 def test_a_callback_can_stop_training(tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ addresses=$(printf '"%s",' "$@")
 
 start() { # the host's index, its address, and what it runs
     local task="{\"cluster\":{\"worker\":[${addresses%,}]},\"task\":{\"type\":\"worker\",\"index\":$1}}"
+    local host=${2%:*}
+    host=${host#"["} host=${host%"]"} # ssh wants an IPv6 address bare
     # -tt: when this script is stopped, what it started is, too
-    ${SSH:-ssh} -tt "${2%:*}" "cd '${FOLDER:-classifier}' && source .venv/bin/activate && dvc repro preprocess &&
+    ${SSH:-ssh} -tt "$host" "cd '${FOLDER:-classifier}' && source .venv/bin/activate && dvc repro preprocess &&
         TF_CONFIG='$task' $3" < /dev/null
 }
 
