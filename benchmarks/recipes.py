@@ -96,6 +96,7 @@ def _stage(name: str, seed: int, processed: Path, began: float, folder: Path) ->
     options = [f"--{place}={folder / place / place}{'.keras' if place == 'model' else ''}" for place in places]
     train.main([f"--params={params}", f"--processed={processed}", *options])
     found = _result(began)
+    found["model_sha256"] = json.loads((folder / "metrics" / "metrics").read_bytes())["model_sha256"]
     if name == "fast":
         validation = read_split(processed, "validation", read_record(processed / "statistics.json", Statistics))
         found["flipped"] = _flipped(folder / "model" / "model.keras", validation.images, validation.labels)

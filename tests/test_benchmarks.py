@@ -3,10 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import vl_convert
 
+from benchmarks import recipes
 from tests.project import ROOT, Project
 
 
@@ -40,3 +43,26 @@ def test_training_compares_the_chosen_contestants_with_fit() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.keys() == {"float32_bs32_any_order", "per_cpu_second"}
     assert found["per_cpu_second"].keys() == {"float32_bs32_any_order"}
+
+
+@pytest.mark.slow
+def test_recipes_times_each_epoch_of_both_ways_to_train_the_tutorial_s_network(first_run: Project) -> None:
+    processed = str(first_run.folder / "data" / "processed")
+    for name in ("fit", "tutorial"):
+        began = time.time()
+        done = benchmark(
+            "recipes", "--only", name, "--seeds", "0", "--processed", processed, "--began", str(began)
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        seconds, accuracies = zip(*found["curve"], strict=True)
+        assert len(seconds) == 20
+        assert seconds[0] > 0 and list(seconds) == sorted(seconds) and seconds[-1] <= found["seconds"]
+        assert found["seconds"] <= time.time() - began
+        assert found["accuracy"] == accuracies[-1] > 0.8
+
+
+def test_recipes_draws_a_curve_for_each_contestant_that_was_run() -> None:
+    runs = {name: {"0": {"curve": [[2.0, 0.5], [4.0, 0.75]]}} for name in ("fit", "fast")} | {"tutorial": {}}
+    drawn = vl_convert.vegalite_to_svg(recipes.chart(runs))
+    assert "fast recipe" in drawn and "tutorial, fit" in drawn and "this engine" not in drawn
