@@ -1,5 +1,5 @@
 #!/bin/bash
-# Several plain hosts over ssh: docs/recipes/hosts.sh CHIEF:PORT HOST:PORT ..., with ports that nothing uses. Each host
+# Several plain hosts over ssh: docs/clusters/hosts.sh CHIEF:PORT HOST:PORT ..., with ports that nothing uses. Each host
 # has this repository at the same commit in the folder named by $FOLDER (default: classifier), after `make setup`, with
 # runtime.strategy: multi_worker in params.yaml. The names must reach the hosts from each other, not only from here.
 # $SSH may have options: SSH='ssh -p 2200'.

@@ -1,4 +1,4 @@
-"""docs/recipes: what can be tried of them without the machines that they are for."""
+"""docs/clusters: what can be tried of them without the machines that they are for."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def test_the_hosts_script_starts_each_host_with_its_own_index(tmp_path: Path) ->
     ssh.write_text(SSH)
     ssh.chmod(0o755)
     addresses = ["[fd00::1]:2222", "host2.example.org:2223", "10.0.0.3:2224"]
-    script = ROOT / "docs/recipes/hosts.sh"
+    script = ROOT / "docs/clusters/hosts.sh"
     subprocess.run(["bash", script, *addresses], env={**os.environ, "SSH": str(ssh)}, check=True, timeout=60)
     runs = ["dvc repro", "python -m stages.train", "python -m stages.train"]
     for index, (host, run) in enumerate(zip(["fd00::1", "host2.example.org", "10.0.0.3"], runs, strict=True)):
