@@ -103,11 +103,11 @@ class Trainer:
         self._model, self._params, self._cluster = model, params, cluster
         self._training, self._validation = training, validation
         self._optimizer = build_optimizer(params)
-        self._steps = TrainingSteps(model, self._optimizer, params, cluster)
+        self._steps_per_epoch = -(-len(training.images) // params.batch_size)
+        self._steps = TrainingSteps(model, self._optimizer, params, cluster, self._steps_per_epoch * params.epochs)
         self._predict = Predictor(model)
         # Cut between batches, so that each image is computed in the same batch whoever does it.
         self._validated = cluster.part(len(validation.images), BATCH_SIZE)
-        self._steps_per_epoch = -(-len(training.images) // params.batch_size)
         self._rates = learning_rates(params, self._steps_per_epoch, params.epochs)
         model.optimizer, model.stop_training = self._optimizer, False
         self._callbacks = keras.callbacks.CallbackList(
@@ -251,7 +251,7 @@ class Trainer:
 
     def _state(self) -> list[Any]:
         # Keras counts generators' states among a model's variables, though not among its weights.
-        return [*self._model.variables, *self._optimizer.variables]
+        return [*self._model.variables, *self._optimizer.variables, *self._steps.lookahead.slow]
 
     def _save(self, progress: Progress, checkpoints: Checkpoints) -> None:
         if self._cluster.chief:

@@ -147,12 +147,13 @@ def _fast(
 
 def _initialize(model: keras.Model, images: NDArray[np.float32] | None) -> None:
     """Values that no initializer of Keras has; as one of our own, the saved model would ask for our code."""
+    from keras import layers
+
     for layer in model.layers:
-        if layer.name == "whitening":
-            if images is not None:
-                layer.set_weights(whitening(images, PATCH))
-        elif "conv" in layer.name and layer.weights and "norm" not in layer.name:
+        if isinstance(layer, layers.Conv2D) and layer.trainable:
             layer.kernel.assign(identity_kernel(layer.kernel.numpy()))
+    if images is not None:
+        model.get_layer("whitening").set_weights(whitening(images, PATCH))
     logits: Any = model.get_layer("logits").kernel
     logits.assign(logits / np.std(logits.numpy()))
 

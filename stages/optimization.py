@@ -29,6 +29,7 @@ class OptimizationParams(Section):
     momentum: float = Field(ge=0, lt=1)  # Nesterov's; sgd only
     weight_decay: float = Field(ge=0)  # decoupled; adamw and sgd
     clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
+    lookahead: int = Field(ge=0)  # steps from one meeting with the slow weights to the next; 0: off
     offset_rate: float = Field(gt=0)  # of batch normalization's offsets, over learning_rate; sgd only
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from stages.augmentation import augment
 from stages.fused_batch_norm import fuse_batch_norm
+from stages.lookahead import Lookahead
 
 if TYPE_CHECKING:
     from stages.cluster import Cluster
@@ -31,8 +32,9 @@ class TrainingSteps:
         optimizer: keras.optimizers.Optimizer,
         params: TrainParams,
         cluster: Cluster,
+        steps: int,
     ) -> None:
-        """Prepare the steps; TensorFlow traces them when they are first called with a batch size."""
+        """Prepare a run of so many `steps`; TensorFlow traces one when it is first called with a batch size."""
         self._model, self._optimizer, self._params, self._cluster = model, optimizer, params, cluster
         optimizer.build(model.trainable_variables)
         fuse_batch_norm(model)
@@ -45,6 +47,7 @@ class TrainingSteps:
             # The step sums the gradients itself, before they are clipped; Keras would again, after that.
             inner = getattr(optimizer, "inner_optimizer", optimizer)
             inner._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
+        self.lookahead = Lookahead(model, params.lookahead, steps)
         # A constant rate is left alone, so that a callback may change it as under `fit`.
         self._scheduled = params.schedule != "constant" or params.warmup_epochs > 0
         # One compiled loop for the full batches and one for the last, smaller batch of an epoch.
@@ -89,6 +92,7 @@ class TrainingSteps:
             if self._scheduled:
                 self._optimizer.learning_rate.assign(learning_rates[index])
             loss, correct = strategy.run(self._step, args=(images, labels, index, first + index, batch))
+            self.lookahead.after(first + index)
             losses = losses.write(index, strategy.experimental_local_results(loss)[0])
             hits = hits.write(index, strategy.experimental_local_results(correct)[0])
         return losses.stack(), hits.stack()

@@ -36,7 +36,7 @@ SCHEMA_VERSION = 1
 
 
 # What is loaded only after `runtime.start`, as it loads TensorFlow.
-LATER = ("archive", "cluster", "console", "fused_adam", "fused_batch_norm", "inference", "step")
+LATER = ("archive", "cluster", "console", "fused_adam", "fused_batch_norm", "inference", "lookahead", "step")
 
 
 def main(arguments: Sequence[str]) -> None:

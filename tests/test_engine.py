@@ -15,6 +15,7 @@ from stages.engine import Trainer, TrainParams, epoch_order
 from stages.failure import StageError
 from stages.model import Block, FastParams, TutorialParams, build_model
 from stages.splits import Split
+from stages.step import TrainingSteps
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -31,6 +32,7 @@ PLAIN: dict[str, Any] = {
     "clip_norm": 0,
     "label_smoothing": 0,
     "offset_rate": 1,
+    "lookahead": 0,
     "flip": False,
     "shift": 0,
     "early_stopping": 0,
@@ -113,6 +115,7 @@ FAST = {
     "momentum": 0.85,
     "weight_decay": 0.01,
     "offset_rate": 16,
+    "lookahead": 4,
     "schedule": "triangle",
     "label_smoothing": 0.2,
     "flip": "alternate",
@@ -183,20 +186,18 @@ def test_an_offset_s_own_rate_is_that_many_times_the_learning_rate(tmp_path: Pat
         np.testing.assert_allclose(other.numpy(), one.numpy() * factor, rtol=1e-5, err_msg=one.path)
 
 
-def test_flip_alternate_mirrors_each_image_in_every_second_epoch(tmp_path: Path) -> None:
+def test_flip_alternate_mirrors_each_image_in_every_second_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[Any] = []
-    model = build()
-    trainer = Trainer(
-        model,
-        TrainParams(**{**PLAIN, "flip": "alternate", "epochs": 2, "batch_size": IMAGES}),
-        split(slice(IMAGES)),
-        split(slice(300)),
-        [],
-        alone(),
-    )
-    steps = trainer._steps
-    trainer._steps = lambda images, *others: seen.append(images[0, 0].copy()) or steps(images, *others)  # type: ignore[assignment, func-returns-value]
-    trainer.run(Checkpoints(tmp_path, "k" * 64))
+    steps = TrainingSteps.__call__
+
+    def watched(self: TrainingSteps, images: Any, *others: Any) -> Any:
+        seen.append(images[0, 0].copy())
+        return steps(self, images, *others)
+
+    monkeypatch.setattr(TrainingSteps, "__call__", watched)
+    train(build(), tmp_path, flip="alternate", epochs=2, batch_size=IMAGES)
     found = [np.empty_like(PIXELS) for _ in seen]
     for epoch, images in enumerate(seen):
         found[epoch][epoch_order(PLAIN["seed"], epoch, IMAGES)] = images

@@ -21,6 +21,7 @@ CONSTANT = OptimizationParams(
     weight_decay=0,
     clip_norm=0,
     offset_rate=1,
+    lookahead=0,
 )
 SCHEDULES = ["constant", "cosine", "one_cycle", "step", "triangle"]
 
