@@ -96,9 +96,12 @@ def test_a_run_killed_twice_ends_in_the_same_bytes(project: Project, undisturbed
     assert not any(project.folder.glob("checkpoints/*"))
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("precision", "strategy", "devices"),
+    [("float32", "single", 1), ("bfloat16", "single", 1), ("float32", "mirrored", 2)],
+)
 def test_the_fast_recipe_ends_in_the_same_bytes_killed_or_not(
-    project: Project, tmp_path: Path, precision: str
+    project: Project, tmp_path: Path, precision: str, strategy: str, devices: int
 ) -> None:
     path = project.folder / "params.yaml"
     fast = (ROOT / "recipes" / "fast.yaml").read_text(encoding="utf-8")
@@ -108,6 +111,8 @@ def test_the_fast_recipe_ends_in_the_same_bytes_killed_or_not(
     project.choose("train.epochs", 30)
     project.choose("train.checkpoint_minutes", 1e-9)
     project.choose("runtime.precision", precision)
+    project.choose("runtime.strategy", strategy)
+    project.choose("runtime.devices", devices)
     project.choose("runtime.emulate", True)  # CI's processors need not compute in bfloat16
     other = project.copy(tmp_path / "other")
     other.run(*COMMAND)
