@@ -69,6 +69,34 @@ def test_an_unknown_recipe_names_those_there_are(params: Path) -> None:
     assert params.read_text(encoding="utf-8") == PARAMS
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("evaluate:", "evaluates:", r": evaluate: not in it; a recipe has model, train, evaluate, each whole"),
+        ("runtime:", "runtimes:", r": runtimes: not a recipe's; a recipe has model, train, evaluate"),
+        ("precision:", "precisions:", r": runtime\.precisions: not a recipe's; a recipe has"),
+        ("epochs: ", "epochs: [", r":\d+:\d+: not valid YAML"),
+        ("epochs: ", "epochs: -", r": nothing was changed, as .*params\.yaml with it:\d+: train\.epochs"),
+    ],
+)
+def test_a_recipe_that_is_none_changes_nothing(params: Path, old: str, new: str, problem: str) -> None:
+    path = Path("recipes") / "fast.yaml"
+    path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(StageError, match=f"^recipes/fast\\.yaml{problem}"):
+        recipe.main(["fast"])
+    assert params.read_text(encoding="utf-8") == PARAMS
+
+
+def test_a_recipe_may_leave_runtime_as_it_is(params: Path) -> None:
+    path = Path("recipes") / "fast.yaml"
+    path.write_text(
+        path.read_text(encoding="utf-8").partition("runtime:")[0] + "evaluate:\n  top_k: 1\n  flip: true\n"
+    )
+    recipe.main(["fast"])
+    assert read(params)["runtime"]["precision"] == "float32"
+    assert read(params)["evaluate"]["top_k"] == 1
+
+
 def test_a_file_that_dvc_wrote_anew_takes_a_recipe_too(params: Path) -> None:
     params.write_text(yaml.safe_dump(yaml.safe_load(PARAMS), sort_keys=False), encoding="utf-8")
     recipe.main(["fast"])

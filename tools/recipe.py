@@ -8,7 +8,7 @@ comments and all; of runtime only the keys that it names are set. What else is c
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import yaml
 from stages import failure
 from stages.failure import StageError
 from stages.outputs import replacing
+from stages.params import read
 from stages.runtime import has_bfloat16
 from tools.check import check_params
 
@@ -32,11 +33,28 @@ def main(arguments: Sequence[str]) -> None:
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
         raise StageError(f"{options.recipe}: no such recipe; there are: {known}")
     check_params(options.params)
+    _check_recipe(recipe, read(options.params)["runtime"])
     changed = with_recipe(options.params.read_text(encoding="utf-8"), recipe.read_text(encoding="utf-8"))
     with replacing(options.params) as partial:
         partial.write_text(changed, encoding="utf-8")
-    check_params(options.params)
+        try:
+            check_params(partial)
+        except StageError as error:
+            problem = str(error).replace(str(partial), f"{options.params} with it")
+            raise StageError(f"{recipe}: nothing was changed, as {problem}") from None
     print(f"{options.params} has the recipe {options.recipe}; now: dvc repro")
+
+
+def _check_recipe(path: Path, runtime: Mapping[str, Any]) -> None:
+    recipe = read(path)
+    absent, unknown = set(WHOLE) - recipe.keys(), recipe.keys() - {*WHOLE, "runtime"}
+    unknown |= {f"runtime.{key}" for key in (recipe.get("runtime") or {}).keys() - runtime.keys()}
+    for names, problem in ((absent, "not in it"), (unknown, "not a recipe's")):
+        if names:
+            raise StageError(
+                f"{path}: {', '.join(sorted(names))}: {problem}; a recipe has {', '.join(WHOLE)}, each whole, and "
+                "keys of runtime"
+            )
 
 
 def with_recipe(params: str, recipe: str) -> str:
@@ -44,11 +62,11 @@ def with_recipe(params: str, recipe: str) -> str:
     for section in WHOLE:
         start, end = _section(params, section)
         params = params[:start] + recipe[slice(*_section(recipe, section))] + params[end:]
-    for key, value in yaml.safe_load(recipe)["runtime"].items():
+    for key, value in (yaml.safe_load(recipe).get("runtime") or {}).items():
         if value == "bfloat16" and not has_bfloat16():
             value = "float32"
             print(
-                "this CPU does not compute in bfloat16: float32, which takes nearly twice as long", file=sys.stderr
+                "this CPU does not compute in bfloat16: float32, which takes half as long again", file=sys.stderr
             )
         start, end = _value(params, "runtime", key)
         params = f"{params[:start]}{value}{params[end:]}"
