@@ -6,11 +6,12 @@ In turns, each run a process of its own: the tutorial's own lines with `fit` for
 project's train stage with recipes/tutorial.yaml (`tutorial`), and with recipes/fast.yaml (`fast`), in bfloat16
 where the CPU computes in it. All train on the same images and are judged on the same validation images; the test
 split is not read. `fast` is judged also by the mean of what it says of an image and of its mirror image. What was
-run is kept in benchmarks/recipes.json, and not run again on the same machine: so a benchmark that was stopped goes
-on.
+run is kept in benchmarks/recipes.json, and not run again on the same machine, with the same recipe and data: so a
+benchmark that was stopped goes on. Of the code it takes no notice: remove that file when the code has changed.
 """
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -44,9 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.only:
         print(json.dumps(run(options.only, options.seeds[0], options.processed, options.began)))
         return
-    kept: dict[str, Any] = json.loads(KEPT.read_bytes()) if KEPT.exists() else {}
-    if kept.get("machine") != machine.describe():
-        kept = {"machine": machine.describe(), "runs": {name: {} for name in CONTESTANTS}}
+    kept = still_true(json.loads(KEPT.read_bytes()) if KEPT.exists() else {}, options.processed)
     for seed in options.seeds:
         for name in options.contestants:
             if str(seed) not in kept["runs"][name]:
@@ -58,6 +57,23 @@ def main(arguments: Sequence[str]) -> None:
     _report(kept)
     with replacing(CHART) as partial:
         partial.write_text(vl_convert.vegalite_to_svg(chart(kept["runs"])), encoding="utf-8")
+
+
+def still_true(kept: Mapping[str, Any], processed: Path) -> dict[str, Any]:
+    """Return what is kept, without the runs of another machine, recipe or data."""
+    here = kept.get("machine") == machine.describe()
+    subjects = {name: what(name, processed) for name in CONTESTANTS}
+    runs = {
+        name: kept["runs"][name] if here and kept["subjects"][name] == subject else {}
+        for name, subject in subjects.items()
+    }
+    return {"machine": machine.describe(), "subjects": subjects, "runs": runs}
+
+
+def what(name: str, processed: Path) -> str:
+    """Return the SHA-256, in hex, of the recipe of a contestant, the params around it, and the data."""
+    recipe = b"" if name == "fit" else (ROOT / "recipes" / f"{name}.yaml").read_bytes() + PARAMS.read_bytes()
+    return hashlib.sha256(recipe + (processed / "statistics.json").read_bytes()).hexdigest()
 
 
 def run(name: str, seed: int, processed: Path, began: float) -> Run:

@@ -74,7 +74,8 @@ def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
 def shares(batch: int, replicas: range, of: int) -> NDArray[np.int64]:
     """Return which images of a batch each of the `replicas` gets, out of `of` in all: int64 (L, n).
 
-    All get equally many. Where a batch has not enough for that, its last image fills up, and does not count.
+    All get equally many. Where a batch has not enough for that, its last image fills up, and does not count: only
+    batch normalization, in the statistics of that device, sees it again.
     """
     each = -(-batch // of)
     places = np.arange(each, dtype=np.int64) + each * np.array(replicas)[:, None]

@@ -7,13 +7,17 @@ from numpy.typing import NDArray
 IMAGES, PART = 5000, 500
 # Below this variance a direction of the patches is noise, and not to be blown up. As in Jordan 2024.
 LEAST_VARIANCE = 5e-4
+# Of the largest; below it a direction is one in which patches do not differ, as between the channels of grey
+# pictures, and which of such directions a library finds is left to its rounding.
+NO_VARIANCE = 1e-9
 
 
 def whitening(images: NDArray[np.float32], side: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return kernel and bias of a convolution whose outputs on patches have mean 0, variance 1, no correlation.
 
     images: float32 (N, H, W, C), of which the first 5,000 count. kernel: float32 (side, side, C, 2 * side² * C),
-    the principal directions of the patches, the strongest first, then their opposites; bias: float32, as many.
+    the principal directions of the patches, the strongest first, then their opposites, zeros where patches do not
+    differ; bias: float32, as many.
     Rounded, so that the last bits of one linear-algebra library or another do not matter.
     """
     channels = images.shape[3]
@@ -28,6 +32,7 @@ def whitening(images: NDArray[np.float32], side: int) -> tuple[NDArray[np.float3
     variances, directions = np.linalg.eigh(products / count - np.outer(mean, mean))
     # The library may give a direction or its opposite.
     directions *= np.sign(directions[np.abs(directions).argmax(axis=0), np.arange(len(total))])
+    directions[:, variances < NO_VARIANCE * variances[-1]] = 0
     rows = (directions / np.sqrt(variances + LEAST_VARIANCE)).T[::-1]
     rows = np.round(np.concatenate([rows, -rows]) * 1024) / 1024
     kernel = rows.T.reshape(side, side, channels, -1)

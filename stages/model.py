@@ -23,7 +23,7 @@ PATCH = 2
 class Block(Section):
     """Convolutions of the same width, then max-pooling, then dropout."""
 
-    filters: int = Field(ge=1)
+    filters: int = Field(ge=1, le=2**16)
     layers: int = Field(ge=1)
     pool: int = Field(ge=1)  # 1: none
     dropout: float = Field(ge=0, lt=1)
@@ -49,7 +49,9 @@ class TutorialParams(NetworkParams):
 class FastParams(NetworkParams):
     """`model` of params.yaml for the network of the fast recipe."""
 
-    widths: list[Annotated[int, Field(ge=1)]] = Field(min_length=1)  # filters of each pair of convolutions
+    widths: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(
+        min_length=1
+    )  # filters of each pair of convolutions
     batch_norm_momentum: float = Field(ge=0, lt=1)  # how much of the running mean and variance a step keeps
     logit_scale: float = Field(gt=0)
 
@@ -63,8 +65,18 @@ def load_network(path: Path) -> ModelParams:
     Raises `StageError` as `params.load` does.
     """
     section = read(path).get("model")
-    fast = isinstance(section, dict) and section.get("network") == "fast"
-    return load(path, "model", FastParams) if fast else load(path, "model", TutorialParams)
+    keys, network = (section, section.get("network")) if isinstance(section, dict) else ({}, None)
+    fast = network == "fast" or (network != "tutorial" and "widths" in keys)
+    own: type[ModelParams] = FastParams if fast else TutorialParams
+    other: type[ModelParams] = TutorialParams if fast else FastParams
+    try:
+        return load(path, "model", own)
+    except StageError as error:
+        if network in ("tutorial", "fast") and keys.keys() & (other.model_fields.keys() - own.model_fields.keys()):
+            raise StageError(
+                f"{error}; the keys of that network come with: python -m tools.recipe {network}"
+            ) from None
+        raise
 
 
 def build_model(

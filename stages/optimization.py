@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.params import Section
 
@@ -29,8 +29,15 @@ class OptimizationParams(Section):
     momentum: float = Field(ge=0, lt=1)  # Nesterov's; sgd only
     weight_decay: float = Field(ge=0)  # decoupled; adamw and sgd
     clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
-    lookahead: int = Field(ge=0)  # steps from one meeting with the slow weights to the next; 0: off
+    lookahead: int = Field(ge=0, lt=2**31)  # steps from one meeting with the slow weights to the next; 0: off
     offset_rate: float = Field(gt=0)  # of batch normalization's offsets, over learning_rate; sgd only
+
+    @model_validator(mode="after")
+    def _one_of_offset_rate_and_clip_norm(self) -> Self:
+        # The rate is a factor of the gradient, which would count in the norm.
+        if self.clip_norm and self.offset_rate != 1 and self.optimizer == "sgd":
+            raise ValueError("clip_norm and offset_rate do not go together; set clip_norm: 0 or offset_rate: 1")
+        return self
 
 
 def notes(params: OptimizationParams, epochs: int) -> list[str]:

@@ -41,7 +41,8 @@ class TrainingSteps:
         # Of plain SGD a gradient twice as large is a learning rate twice as high.
         offsets = {id(layer.beta) for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
         self._factors = [
-            params.offset_rate if id(variable) in offsets else 1.0 for variable in model.trainable_variables
+            params.offset_rate if params.optimizer == "sgd" and id(variable) in offsets else 1.0
+            for variable in model.trainable_variables
         ]
         if cluster.replicas > 1:
             # The step sums the gradients itself, before they are clipped; Keras would again, after that.

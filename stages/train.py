@@ -66,8 +66,9 @@ def main(arguments: Sequence[str]) -> None:
         if cluster.chief:
             for note in notes(params, params.epochs):
                 print(f"train: {note}", file=sys.stderr)
-            # The model, and two checkpoints of it with Adam's two moments, each written aside before it is moved.
-            require_space(options.model.parent, 12 * 4 * model.count_params())
+            # The model, and two checkpoints of at most five times as much (the weights, the best ones, the slow
+            # ones, Adam's two moments), each written aside before it is moved.
+            require_space(options.model.parent, 17 * 4 * model.count_params())
             callbacks = [*own, *_displays(params, len(training.images), options.logs)]
         trainer = Trainer(model, params, training, validation, callbacks, cluster)
         history, saved = trainer.run(Checkpoints(options.checkpoints, run_key(digests, cluster.replicas)))

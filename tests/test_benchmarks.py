@@ -62,6 +62,20 @@ def test_recipes_times_each_epoch_of_both_ways_to_train_the_tutorial_s_network(f
         assert found["accuracy"] == accuracies[-1] > 0.8
 
 
+def test_recipes_keeps_no_run_of_another_recipe_data_or_machine(tmp_path: Path) -> None:
+    (tmp_path / "statistics.json").write_text("{}", encoding="utf-8")
+    kept = recipes.still_true({}, tmp_path)
+    assert kept["runs"] == {"fit": {}, "tutorial": {}, "fast": {}}
+    for name in kept["runs"]:
+        kept["runs"][name] = {"0": {"accuracy": 0.5}}
+    assert recipes.still_true(kept, tmp_path) == kept
+    changed = {**kept, "subjects": {**kept["subjects"], "fast": "another recipe"}}
+    assert recipes.still_true(changed, tmp_path)["runs"] == {**kept["runs"], "fast": {}}
+    assert not any(recipes.still_true({**kept, "machine": "another"}, tmp_path)["runs"].values())
+    (tmp_path / "statistics.json").write_text("{ }", encoding="utf-8")
+    assert not any(recipes.still_true(kept, tmp_path)["runs"].values())
+
+
 def test_recipes_draws_a_curve_for_each_contestant_that_was_run() -> None:
     runs = {name: {"0": {"curve": [[2.0, 0.5], [4.0, 0.75]]}} for name in ("fit", "fast")} | {"tutorial": {}}
     drawn = vl_convert.vegalite_to_svg(recipes.chart(runs))

@@ -186,6 +186,14 @@ def test_an_offset_s_own_rate_is_that_many_times_the_learning_rate(tmp_path: Pat
         np.testing.assert_allclose(other.numpy(), one.numpy() * factor, rtol=1e-5, err_msg=one.path)
 
 
+def test_an_offset_s_own_rate_is_for_sgd_alone(tmp_path: Path) -> None:
+    models = [build_fast() for _ in range(2)]
+    for model, rate in zip(models, (1, 64), strict=True):
+        train(model, tmp_path, optimizer="adam", batch_size=IMAGES, epochs=2, offset_rate=rate)
+    for one, other in zip(weights(models[0]), weights(models[1]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_flip_alternate_mirrors_each_image_in_every_second_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

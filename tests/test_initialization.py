@@ -38,6 +38,17 @@ def test_a_constant_direction_is_not_blown_up() -> None:
     assert np.isfinite(bias).all()
 
 
+def test_what_does_not_differ_is_left_out_so_that_no_library_chooses_it() -> None:
+    grey = np.repeat(IMAGES[..., :1], 3, axis=3)
+    kernel, bias = whitening(grey, 2)
+    used = np.abs(kernel).max(axis=(0, 1, 2)) > 0
+    assert used.tolist() == [True] * 4 + [False] * 8 + [True] * 4 + [False] * 8
+    assert not bias[~used].any()
+    # Between the channels the last bits differ, as they do between libraries.
+    other = whitening(np.nextafter(grey, RNG.choice(np.array([0, 1], np.float32), grey.shape)), 2)[0]
+    np.testing.assert_allclose(other, kernel, atol=2 / 1024)
+
+
 def test_no_more_than_the_first_5000_images_count() -> None:
     images = RNG.random((6000, 3, 3, 1), np.float32)
     changed = images.copy()

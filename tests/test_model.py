@@ -130,6 +130,24 @@ def test_a_network_that_is_none_names_those_there_are(tmp_path: Path) -> None:
         load_network(path)
 
 
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{network: fast, blocks: []}", r"model\.blocks: unknown key.*: python -m tools\.recipe fast$"),
+        ("{network: tutorial, widths: [8]}", r"model\.widths: unknown key.*: python -m tools\.recipe tutorial$"),
+        ("{network: Fast, activation: relu, widths: [8], batch_norm_momentum: 0.6, logit_scale: 0.1}",
+         r"model\.network: .*, found 'Fast'; did you mean 'fast'\?$"),
+        ("{network: fast, activation: relu, widths: [100000], batch_norm_momentum: 0.6, logit_scale: 0.1}",
+         r"model\.widths.*less than or equal to 65536"),
+    ],
+)  # fmt: skip
+def test_keys_of_another_network_are_told_from_slips(tmp_path: Path, section: str, message: str) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"model: {section}", encoding="utf-8")
+    with pytest.raises(StageError, match=message):
+        load_network(path)
+
+
 def test_the_tutorials_network_has_2_168_362_parameters() -> None:
     assert build_model(TUTORIAL, (32, 32, 3), 10).count_params() == 2_168_362
 

@@ -87,6 +87,25 @@ def test_a_recipe_that_is_none_changes_nothing(params: Path, old: str, new: str,
     assert params.read_text(encoding="utf-8") == PARAMS
 
 
+def test_a_file_in_any_layout_with_sections_at_the_margin_is_taken(params: Path) -> None:
+    text = PARAMS.replace("model:\n", "model :\n# a remark\n").replace("train:\n", '"train":\n').rstrip("\n")
+    params.write_text(text, encoding="utf-8")
+    recipe.main(["fast"])
+    assert read(params)["model"]["network"] == "fast"
+    assert "a remark" not in params.read_text(encoding="utf-8")
+    params.write_text(
+        f"{{{', '.join(f'{key}: {value}' for key, value in read(params).items())}}}".replace("None", "0")
+    )
+    with pytest.raises(StageError, match=r"^the section model is expected at the left margin"):
+        recipe.main(["tutorial"])
+
+
+def test_a_network_named_without_its_keys_is_mended(params: Path) -> None:
+    params.write_text(PARAMS.replace("network: tutorial", "network: fast"), encoding="utf-8")
+    recipe.main(["fast"])
+    check_params(params)
+
+
 def test_a_recipe_may_leave_runtime_as_it_is(params: Path) -> None:
     path = Path("recipes") / "fast.yaml"
     path.write_text(

@@ -8,7 +8,7 @@ comments and all; of runtime only the keys that it names are set. What else is c
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ import yaml
 from stages import failure
 from stages.failure import StageError
 from stages.outputs import replacing
-from stages.params import read
-from stages.runtime import has_bfloat16
+from stages.params import load, read
+from stages.runtime import RuntimeParams, has_bfloat16
 from tools.check import check_params
 
 RECIPES = Path("recipes")
@@ -31,9 +31,9 @@ def main(arguments: Sequence[str]) -> None:
     recipe = RECIPES / f"{options.recipe}.yaml"
     if not recipe.is_file():
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-        raise StageError(f"{options.recipe}: no such recipe; there are: {known}")
-    check_params(options.params)
-    _check_recipe(recipe, read(options.params)["runtime"])
+        raise StageError(f"{options.recipe}: no such recipe; there are: {known or 'none: run in the repository'}")
+    # Of the rest only what comes of it is checked, as it may be the recipe that mends it.
+    _check_recipe(recipe, load(options.params, "runtime", RuntimeParams))
     changed = with_recipe(options.params.read_text(encoding="utf-8"), recipe.read_text(encoding="utf-8"))
     with replacing(options.params) as partial:
         partial.write_text(changed, encoding="utf-8")
@@ -45,10 +45,10 @@ def main(arguments: Sequence[str]) -> None:
     print(f"{options.params} has the recipe {options.recipe}; now: dvc repro")
 
 
-def _check_recipe(path: Path, runtime: Mapping[str, Any]) -> None:
+def _check_recipe(path: Path, runtime: RuntimeParams) -> None:
     recipe = read(path)
     absent, unknown = set(WHOLE) - recipe.keys(), recipe.keys() - {*WHOLE, "runtime"}
-    unknown |= {f"runtime.{key}" for key in (recipe.get("runtime") or {}).keys() - runtime.keys()}
+    unknown |= {f"runtime.{key}" for key in (recipe.get("runtime") or {}).keys() - runtime.model_dump().keys()}
     for names, problem in ((absent, "not in it"), (unknown, "not a recipe's")):
         if names:
             raise StageError(
@@ -58,7 +58,11 @@ def _check_recipe(path: Path, runtime: Mapping[str, Any]) -> None:
 
 
 def with_recipe(params: str, recipe: str) -> str:
-    """Return the text of params.yaml, `params`, with the choices of the text `recipe` in it."""
+    """Return the text of params.yaml, `params`, with the choices of the text `recipe` in it.
+
+    Raises `StageError` when `params` is not written as sections at the left margin.
+    """
+    params, recipe = (text if text.endswith("\n") else f"{text}\n" for text in (params, recipe))
     for section in WHOLE:
         start, end = _section(params, section)
         params = params[:start] + recipe[slice(*_section(recipe, section))] + params[end:]
@@ -74,10 +78,15 @@ def with_recipe(params: str, recipe: str) -> str:
 
 
 def _section(text: str, name: str) -> tuple[int, int]:
-    """Where a section of a YAML text stands: from its name to its last line that is not blank or at the margin."""
-    found = re.search(rf"^{name}:.*\n(?:(?:[ \t].*)?\n)*", text, flags=re.MULTILINE)
-    assert found  # `check_params` has seen it
-    return found.start(), found.start() + len(found[0].rstrip()) + 1
+    """Where a section of a YAML text stands: from its name to the blank lines and comments before the next one."""
+    root: Any = yaml.compose(text)
+    keys = [key for key, _ in root.value]
+    place = next((place for place, key in enumerate(keys) if key.value == name), None)
+    if place is None or root.flow_style:
+        raise StageError(f"the section {name} is expected at the left margin; restore params.yaml with git")
+    start = keys[place].start_mark.index
+    end = keys[place + 1].start_mark.index if place + 1 < len(keys) else len(text)
+    return start, start + len(re.sub(r"\n(?:[ \t]*\n|#.*\n)*\Z", "\n", text[start:end]))
 
 
 def _value(text: str, section: str, key: str) -> tuple[int, int]:
