@@ -186,7 +186,7 @@ def chart(runs: Mapping[str, Mapping[str, Run]]) -> dict[str, Any]:
                 "axis": {"format": ".0%"},
             },
             "color": look,
-            "shape": look,
+            "shape": {**look, "legend": None},
         },
     }
 
