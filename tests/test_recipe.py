@@ -7,9 +7,10 @@ import pytest
 import yaml
 
 from stages.failure import StageError
+from stages.model import build_model, load_network
 from stages.params import read
 from tests.project import ROOT
-from tools import recipe
+from tools import demo, recipe
 from tools.check import check_params
 
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
@@ -61,6 +62,13 @@ def test_the_precision_is_one_that_this_cpu_computes_in(
     recipe.main(["fast"])
     assert read(params)["runtime"]["precision"] == precision
     assert ("does not compute in bfloat16: float32" in capsys.readouterr().err) is not computes
+
+
+def test_the_demo_takes_the_fast_network_as_far_as_small_pictures_allow(params: Path) -> None:
+    assert "model.widths" not in demo.choices(params)
+    recipe.main(["fast"])
+    demo.choose(params, demo.choices(params))
+    build_model(load_network(params), (8, 8, 1), 10)
 
 
 def test_an_unknown_recipe_names_those_there_are(params: Path) -> None:

@@ -39,8 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     options = _parse(arguments)
     folder = options.folder
     prepare(Path.cwd(), folder)
-    fast = read(folder / "params.yaml").get("model", {}).get("network") == "fast"
-    choose(folder / "params.yaml", CHOICES | FAST if fast else CHOICES)
+    choose(folder / "params.yaml", choices(folder / "params.yaml"))
     run(["dvc", "repro"], folder)
     metrics.main([str(folder)])
     found = output_hashes(folder)
@@ -101,6 +100,12 @@ def copy_tracked(source: Path, target: Path) -> None:
     for name in names:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(source / name, target / name)
+
+
+def choices(params: Path) -> dict[str, Any]:
+    """Return what the demo sets in this params file, by dotted key."""
+    model = read(params).get("model")
+    return CHOICES | FAST if isinstance(model, dict) and model.get("network") == "fast" else CHOICES
 
 
 def choose(params: Path, choices: Mapping[str, Any]) -> None:
