@@ -3,6 +3,7 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ LONG = (
     "test_engine",
 )
 
+
+# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Another campaign of kills each time, in all workers the same: they inherit it.
 os.environ.setdefault("KILLS_SEED", str(random.randrange(1_000_000)))
