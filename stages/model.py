@@ -20,10 +20,13 @@ if TYPE_CHECKING:
 PATCH = 2
 
 
+Filters = Annotated[int, Field(ge=1, le=2**16)]
+
+
 class Block(Section):
     """Convolutions of the same width, then max-pooling, then dropout."""
 
-    filters: int = Field(ge=1, le=2**16)
+    filters: Filters
     layers: int = Field(ge=1)
     pool: int = Field(ge=1)  # 1: none
     dropout: float = Field(ge=0, lt=1)
@@ -49,9 +52,7 @@ class TutorialParams(NetworkParams):
 class FastParams(NetworkParams):
     """`model` of params.yaml for the network of the fast recipe."""
 
-    widths: list[Annotated[int, Field(ge=1, le=2**16)]] = Field(
-        min_length=1
-    )  # filters of each pair of convolutions
+    widths: list[Filters] = Field(min_length=1)  # of each pair of convolutions
     batch_norm_momentum: float = Field(ge=0, lt=1)  # how much of the running mean and variance a step keeps
     logit_scale: float = Field(gt=0)
 

@@ -164,7 +164,6 @@ def test_params_choose_the_optimizer_and_only_the_keys_that_it_has(choices: dict
         np.testing.assert_allclose(found, value, rtol=2e-5, atol=1e-6)
 
 
-@pytest.mark.usefixtures("started")
 def test_an_offset_s_own_rate_and_a_clipped_norm_are_refused_together() -> None:
     choices = {**CONSTANT.model_dump(), "optimizer": "sgd", "offset_rate": 64.0, "clip_norm": 1.0}
     with pytest.raises(ValidationError, match="clip_norm and offset_rate do not go together; set clip_norm: 0 or"):
@@ -173,6 +172,7 @@ def test_an_offset_s_own_rate_and_a_clipped_norm_are_refused_together() -> None:
     OptimizationParams(**{**choices, "offset_rate": 1.0})
 
 
+@pytest.mark.usefixtures("started")
 def test_the_learning_rate_of_the_params_is_the_optimizers() -> None:
     assert float(build_optimizer(CONSTANT).learning_rate) == np.float32(PEAK)
 
