@@ -1,8 +1,8 @@
-"""Random changes of training images: flips and shifts, functions of the seed and of the place in the run alone."""
+"""Changes of training images: flips, shifts and sizes, functions of the seed and of the place in the run alone."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,8 @@ class AugmentationParams(Section):
     # Left to right: each image with probability one half, or every second epoch, from the first or the second on.
     flip: Literal[False, True, "alternate"]
     shift: int = Field(ge=0)  # pixels, at most, each way; the border is reflected
+    # Height and width, as shares of their own, in equal parts of the run's epochs.
+    scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
 
 
 def check_shift(params: AugmentationParams, height: int, width: int) -> None:
@@ -46,13 +48,30 @@ def alternate_flips(seed: int, epoch: int, images: int) -> NDArray[np.bool_]:
     return first ^ bool(epoch % 2)
 
 
-def augment(
-    params: AugmentationParams, images: tf.Tensor, seed: int, step: tf.Tensor, places: tf.Tensor, batch: int
-) -> tf.Tensor:
-    """Return a device's share of a batch changed: float32 (n, H, W, C), drawn anew for each step of the run.
+def scaled(scale: float, height: int, width: int) -> tuple[int, int]:
+    """Return the height and width, in whole pixels, that images are to have at one of `train.scales`."""
+    return max(1, round(scale * height)), max(1, round(scale * width))
 
-    places: where its images are in the whole batch of `batch` images, int32 (n,). The generator is stateless
-    and draws for the whole batch: a step repeated after a kill draws the same, and so do more devices together.
+
+def scale_of(params: AugmentationParams, epoch: int, epochs: int) -> float:
+    """Return the one of `train.scales` for an epoch, counted from 0: the last epoch has the last."""
+    return params.scales[len(params.scales) - 1 - (epochs - 1 - epoch) * len(params.scales) // epochs]
+
+
+def augment(
+    params: AugmentationParams,
+    images: tf.Tensor,
+    seed: int,
+    step: tf.Tensor,
+    places: tf.Tensor,
+    batch: int,
+    size: tuple[int, int],
+) -> tf.Tensor:
+    """Return a device's share of a batch changed: float32 (n, *size, C), drawn anew for each step of the run.
+
+    images: float32 (n, H, W, C); places: where they are in the whole batch of `batch` images, int32 (n,). The
+    generator is stateless and draws for the whole batch: a step repeated after a kill draws the same, and so do
+    more devices together.
     """
     import tensorflow as tf  # here, because importing this module must not load it before `runtime.start`
 
@@ -72,4 +91,7 @@ def augment(
         columns = offsets[:, 1:] + tf.range(width)
         images = tf.gather(padded, rows, axis=1, batch_dims=1)
         images = tf.gather(images, columns, axis=2, batch_dims=1)
+    if size != (height, width):
+        # Of all pixels that it covers, a smaller one takes a weighted mean; without, most would have no say.
+        images = tf.image.resize(images, size, antialias=True)
     return images

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.augmentation import AugmentationParams, alternate_flips, check_shift
+from stages.augmentation import AugmentationParams, alternate_flips, check_shift, scale_of, scaled
 from stages.checkpoints import Checkpoints, unpack
 from stages.failure import StageError
 from stages.optimization import OptimizationParams, build_optimizer, learning_rates
@@ -145,11 +145,13 @@ class Trainer:
         if progress.stopped:
             return  # the checkpoint was written between the stop and the end of its epoch
         order = epoch_order(self._params.seed, progress.epoch, len(self._training.images))
+        scale = scale_of(self._params, progress.epoch, self._params.epochs)
+        size = scaled(scale, *self._training.images.shape[1:3])
         for images, labels, batch in self._batches(order, progress.epoch, progress.step):
             first = progress.epoch * self._steps_per_epoch + progress.step
             self._callbacks.on_train_batch_begin(progress.step)
             rates = self._rates[first : first + images.shape[1]]
-            losses, hits = self._steps(images, labels, rates, first, batch)
+            losses, hits = self._steps(images, labels, rates, first, batch, size)
             self._check_finite(losses, progress)
             progress.step += len(losses)
             progress.loss += float(losses.sum(dtype=np.float64)) * batch

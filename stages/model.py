@@ -93,6 +93,17 @@ def build_model(
     return _tutorial(params, shape, classes)
 
 
+def check_smaller(params: ModelParams, shape: tuple[int, int, int], smaller: tuple[int, int, int]) -> None:
+    """Raise `StageError` unless a network for images of `shape` takes the `smaller` ones of `train.scales` too."""
+    if smaller == shape:
+        return
+    if isinstance(params, TutorialParams):
+        raise StageError(
+            "train.scales: network tutorial has dense layers made for one size of images; use scales: [1]"
+        )
+    _check_pairs(params, smaller, "use fewer widths, or larger train.scales")
+
+
 def _tutorial(params: TutorialParams, shape: tuple[int, int, int], classes: int) -> keras.Model:
     import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
     from keras import layers
@@ -132,7 +143,7 @@ def _fast(
     import keras
     from keras import layers
 
-    _check_pairs(params, shape)
+    _check_pairs(params, shape, "use fewer widths")
     patch = PATCH * PATCH * shape[2]
     model = keras.Sequential(name="classifier")
     model.add(keras.Input(shape, name="images"))
@@ -182,12 +193,12 @@ def _check_fit(params: TutorialParams, shape: tuple[int, int, int]) -> None:
             raise _too_small(f"blocks[{number}]", shape, "use fewer blocks, less pooling or padding: same")
 
 
-def _check_pairs(params: FastParams, shape: tuple[int, int, int]) -> None:
+def _check_pairs(params: FastParams, shape: tuple[int, int, int], remedy: str) -> None:
     side = min(shape[:2]) - PATCH + 1
     for number in range(len(params.widths)):
         side //= 2
         if side < 1:
-            raise _too_small(f"widths[{number}]", shape, "use fewer widths")
+            raise _too_small(f"widths[{number}]", shape, remedy)
 
 
 def _too_small(key: str, shape: tuple[int, int, int], remedy: str) -> StageError:

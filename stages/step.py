@@ -51,8 +51,10 @@ class TrainingSteps:
         self.lookahead = Lookahead(model, params.lookahead, steps)
         # A constant rate is left alone, so that a callback may change it as under `fit`.
         self._scheduled = params.schedule != "constant" or params.warmup_epochs > 0
-        # One compiled loop for the full batches and one for the last, smaller batch of an epoch.
-        self._loops: dict[int, Any] = {}
+        # The same layers for each size of images: Keras fixes that of a network's input.
+        self._networks: dict[tuple[int, int], keras.Model] = {model.input_shape[1:3]: model}
+        # One compiled loop for the full batches and one for the last, smaller batch of an epoch, of each size.
+        self._loops: dict[tuple[int, tuple[int, int]], Any] = {}
 
     def __call__(
         self,
@@ -61,17 +63,21 @@ class TrainingSteps:
         learning_rates: NDArray[np.float32],
         first: int,
         batch: int,
+        size: tuple[int, int],
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Take K steps and return each one's mean loss, float32 (K,), and number of hits, int32 (K,).
 
         images: float32 (L, K, n, H, W, C), of each of this process's L devices its n images of each batch, as
         `engine.shares` says which; labels: float32 one-hot (L, K, n, classes); learning_rates: float32 (K,);
         first: the number, in the whole run, of the first of the steps; batch: images of each step on all devices
-        together.
+        together; size: the height and width that the network is to see, in pixels.
         """
-        if batch not in self._loops:
-            self._loops[batch] = tf.function(
-                partial(self._loop, batch=batch),
+        if (batch, size) not in self._loops:
+            if size not in self._networks:
+                inputs = keras.Input((*size, images.shape[-1]))
+                self._networks[size] = keras.Sequential([inputs, *self._model.layers])
+            self._loops[batch, size] = tf.function(
+                partial(self._loop, batch=batch, size=size),
                 input_signature=[
                     tf.TensorSpec((len(images), None, *images.shape[2:]), tf.float32),
                     tf.TensorSpec((len(labels), None, *labels.shape[2:]), tf.float32),
@@ -79,11 +85,17 @@ class TrainingSteps:
                     tf.TensorSpec((), tf.int32),
                 ],
             )
-        losses, hits = self._loops[batch](images, labels, learning_rates, np.int32(first))
+        losses, hits = self._loops[batch, size](images, labels, learning_rates, np.int32(first))
         return losses.numpy(), hits.numpy()
 
     def _loop(
-        self, images: tf.Tensor, labels: tf.Tensor, learning_rates: tf.Tensor, first: tf.Tensor, batch: int
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        learning_rates: tf.Tensor,
+        first: tf.Tensor,
+        batch: int,
+        size: tuple[int, int],
     ) -> tuple[tf.Tensor, tf.Tensor]:
         strategy = self._cluster.strategy
         steps = tf.shape(learning_rates)[0]
@@ -92,14 +104,20 @@ class TrainingSteps:
         for index in tf.range(steps):
             if self._scheduled:
                 self._optimizer.learning_rate.assign(learning_rates[index])
-            loss, correct = strategy.run(self._step, args=(images, labels, index, first + index, batch))
+            loss, correct = strategy.run(self._step, args=(images, labels, index, first + index, batch, size))
             self.lookahead.after(first + index)
             losses = losses.write(index, strategy.experimental_local_results(loss)[0])
             hits = hits.write(index, strategy.experimental_local_results(correct)[0])
         return losses.stack(), hits.stack()
 
     def _step(
-        self, images: tf.Tensor, labels: tf.Tensor, index: tf.Tensor, step: tf.Tensor, batch: int
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        index: tf.Tensor,
+        step: tf.Tensor,
+        batch: int,
+        size: tuple[int, int],
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """One device's part of a step; loss and hits are those of all devices."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
@@ -108,10 +126,11 @@ class TrainingSteps:
         share = images.shape[0]
         places = tf.range(share) + replica * share
         counts = tf.cast(places < batch, tf.float32)
-        images = augment(self._params, images, self._params.seed, step, tf.minimum(places, batch - 1), batch)
+        places_in_batch = tf.minimum(places, batch - 1)
+        images = augment(self._params, images, self._params.seed, step, places_in_batch, batch, size)
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
-            probabilities = self._model(images, training=True)
+            probabilities = self._networks[size](images, training=True)
             loss = tf.reduce_sum(counts * self._loss(labels, probabilities)) / batch
             scaled = self._optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled, [variable.value for variable in variables])

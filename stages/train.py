@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from stages import failure, runtime
+from stages.augmentation import scaled
 from stages.checkpoints import Checkpoints
 from stages.engine import Trainer, TrainParams
 from stages.exclusive import exclusive
 from stages.failure import StageError
-from stages.model import build_model, load_network
+from stages.model import build_model, check_smaller, load_network
 from stages.optimization import notes
 from stages.outputs import require_space, write_json, write_table
 from stages.params import Section, load
@@ -62,6 +63,8 @@ def main(arguments: Sequence[str]) -> None:
         cluster.agree(digests)
         shape, classes = training.images.shape[1:], training.labels.shape[1]
         model = build_model(model_params, shape, classes, training.images)
+        for scale in params.scales:
+            check_smaller(model_params, shape, (*scaled(scale, *shape[:2]), shape[2]))
         callbacks = own
         if cluster.chief:
             for note in notes(params, params.epochs):

@@ -35,6 +35,7 @@ PLAIN: dict[str, Any] = {
     "lookahead": 0,
     "flip": False,
     "shift": 0,
+    "scales": [1],
     "early_stopping": 0,
     "checkpoint_minutes": 1e-9,  # after every call of the compiled steps
     "callbacks": [],
@@ -120,6 +121,7 @@ FAST = {
     "label_smoothing": 0.2,
     "flip": "alternate",
     "shift": 1,
+    "scales": [0.8, 1],
     "batch_size": 100,
 }
 AUGMENTED = {"flip": True, "shift": 1, "early_stopping": 1, "schedule": "step"}

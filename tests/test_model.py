@@ -13,7 +13,7 @@ from stages.archive import save_model
 from stages.failure import StageError
 from stages.fused_batch_norm import fuse_batch_norm
 from stages.initialization import whitening
-from stages.model import Block, FastParams, TutorialParams, build_model, load_network
+from stages.model import Block, FastParams, TutorialParams, build_model, check_smaller, load_network
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -119,6 +119,23 @@ def test_images_too_small_for_the_fast_network_are_refused_by_key() -> None:
         StageError, match=r"^model\.widths\[2\]: nothing is left of images of 8 x 8 pixels .*; use f"
     ):
         build_model(FAST, (8, 8, 1), 10)
+
+
+def test_scaled_images_too_small_for_the_fast_network_are_refused_by_both_keys() -> None:
+    check_smaller(FAST, (32, 32, 3), (9, 12, 3))
+    with pytest.raises(
+        StageError,
+        match=r"^model\.widths\[2\]: nothing .* images of 8 x 12 pixels .*fewer widths, or larger train\.s",
+    ):
+        check_smaller(FAST, (32, 32, 3), (8, 12, 3))
+
+
+def test_scaled_images_are_refused_for_the_tutorial_s_network() -> None:
+    check_smaller(TUTORIAL, (32, 32, 3), (32, 32, 3))
+    with pytest.raises(
+        StageError, match=r"^train\.scales: network tutorial has dense layers .*; use scales: \[1\]$"
+    ):
+        check_smaller(TUTORIAL, (32, 32, 3), (16, 16, 3))
 
 
 def test_a_network_that_is_none_names_those_there_are(tmp_path: Path) -> None:
