@@ -217,6 +217,25 @@ def test_flip_alternate_mirrors_each_image_in_every_second_epoch(
     assert 650 < plain.sum() < 850
 
 
+def test_the_network_sees_each_size_in_its_part_of_the_run_and_is_saved_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, ...]] = []
+    loss = TrainingSteps._step
+
+    def watched(self: TrainingSteps, *arguments: Any) -> Any:
+        seen.append(arguments[-1])
+        return loss(self, *arguments)
+
+    monkeypatch.setattr(TrainingSteps, "_step", watched)  # called once, to be traced, for each size
+    model = build_fast()
+    before = model.to_json()
+    rows, _ = train(model, tmp_path, **{**FAST, "batch_size": IMAGES, "epochs": 4})
+    assert list(dict.fromkeys(seen)) == [(5, 5), (6, 6)]
+    assert len(rows) == 4
+    assert model.to_json() == before
+
+
 def test_two_runs_of_one_process_end_in_the_same_weights(tmp_path: Path) -> None:
     first, second = build(), build()
     assert train(first, tmp_path) == train(second, tmp_path)

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.augmentation import scaled
 from stages.failure import StageError
-from stages.model import build_model, load_network
+from stages.model import build_model, check_smaller, load_network
 from stages.params import read
 from tests.project import ROOT
 from tools import demo, recipe
@@ -68,7 +69,10 @@ def test_the_demo_takes_the_fast_network_as_far_as_small_pictures_allow(params: 
     assert "model.widths" not in demo.choices(params)
     recipe.main(["fast"])
     demo.choose(params, demo.choices(params))
-    build_model(load_network(params), (8, 8, 1), 10)
+    network = load_network(params)
+    build_model(network, (8, 8, 1), 10)
+    for scale in read(params)["train"]["scales"]:
+        check_smaller(network, (8, 8, 1), (*scaled(scale, 8, 8), 1))
 
 
 def test_an_unknown_recipe_names_those_there_are(params: Path) -> None:
