@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stages.augmentation import augment
 from stages.fused_batch_norm import fuse_batch_norm
 from stages.lookahead import Lookahead
+from stages.weight_gradient import quicken_weight_gradients
 
 if TYPE_CHECKING:
     from stages.cluster import Cluster
@@ -38,6 +39,7 @@ class TrainingSteps:
         self._model, self._optimizer, self._params, self._cluster = model, optimizer, params, cluster
         optimizer.build(model.trainable_variables)
         fuse_batch_norm(model)
+        quicken_weight_gradients(model)
         # Of plain SGD a gradient twice as large is a learning rate twice as high.
         offsets = {id(layer.beta) for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
         self._factors = [

@@ -37,7 +37,17 @@ SCHEMA_VERSION = 1
 
 
 # What is loaded only after `runtime.start`, as it loads TensorFlow.
-LATER = ("archive", "cluster", "console", "fused_adam", "fused_batch_norm", "inference", "lookahead", "step")
+LATER = (
+    "archive",
+    "cluster",
+    "console",
+    "fused_adam",
+    "fused_batch_norm",
+    "inference",
+    "lookahead",
+    "step",
+    "weight_gradient",
+)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -6,10 +6,14 @@ import sys
 import time
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
 import vl_convert
+import yaml
 
-from benchmarks import recipes
+from benchmarks import ingredients, recipes
+from stages import step
 from tests.project import ROOT, Project
 
 
@@ -80,3 +84,21 @@ def test_recipes_draws_a_curve_for_each_contestant_that_was_run() -> None:
     runs = {name: {"0": {"curve": [[2.0, 0.5], [4.0, 0.75]]}} for name in ("fit", "fast")} | {"tutorial": {}}
     drawn = vl_convert.vegalite_to_svg(recipes.chart(runs))
     assert "fast recipe" in drawn and "tutorial, fit" in drawn and "this engine" not in drawn
+
+
+@pytest.mark.usefixtures("started")
+@pytest.mark.parametrize("name", ["as in the recipe", "images of 16 x 16", "Keras's own gradient, 16 x 16"])
+def test_ingredients_takes_steps_of_each_variant(name: str) -> None:
+    recipe = yaml.safe_load((ROOT / "recipes" / "fast.yaml").read_text(encoding="utf-8"))
+    recipe["train"]["batch_size"] = 4
+    try:
+        losses, hits = ingredients.compiled(ingredients.VARIANTS[name], recipe)()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert losses.shape == hits.shape == (1,)
+    assert np.isfinite(losses).all()
+
+
+def test_ingredients_are_left_out_by_the_names_they_have() -> None:
+    for variant in ingredients.VARIANTS.values():
+        assert not variant.without or callable(getattr(step, variant.without))

@@ -1,0 +1,121 @@
+"""What each ingredient of the fast recipe costs in time: training steps with one of them changed.
+
+Run as `python -m benchmarks.ingredients`. All variants are compiled in one process and take a step each in turns,
+on random images in the recipe's batches, in bfloat16 where not said otherwise; so a machine that others share is
+as noisy to one as to the other. A figure is the median of the variant's steps over that of the recipe's on images
+of full size. What an ingredient is worth in accuracy the README's experiments tell. The last line printed is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import yaml
+
+from benchmarks import machine
+from benchmarks.process import ROOT
+from stages import failure, runtime
+from stages.augmentation import scaled
+from stages.engine import TrainParams
+from stages.model import FastParams, build_model
+from stages.runtime import RuntimeParams
+
+SHAPE, CLASSES = (32, 32, 3), 10
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The recipe, but for what is named here."""
+
+    model: Mapping[str, Any] = field(default_factory=dict)
+    train: Mapping[str, Any] = field(default_factory=dict)
+    scale: float = 1.0
+    policy: str = "mixed_bfloat16"
+    without: str = ""  # the function of stages/step.py that puts something quicker in the place of Keras's own
+
+
+VARIANTS = {
+    "as in the recipe": Variant(),
+    "images of 24 x 24": Variant(scale=0.75),
+    "images of 20 x 20": Variant(scale=0.625),
+    "images of 16 x 16": Variant(scale=0.5),
+    "float32": Variant(policy="float32"),
+    "Keras's own batch normalization": Variant(without="fuse_batch_norm"),
+    "Keras's own gradient of weights": Variant(without="quicken_weight_gradients"),
+    "Keras's own gradient, 16 x 16": Variant(without="quicken_weight_gradients", scale=0.5),
+    "GELU": Variant(model={"activation": "gelu"}),
+    "SiLU": Variant(model={"activation": "silu"}),
+    "no shift": Variant(train={"shift": 0}),
+    "no lookahead": Variant(train={"lookahead": 0}),
+    "widths 64, 128, 128": Variant(model={"widths": [64, 128, 128]}),
+    "widths 64, 256, 256": Variant(model={"widths": [64, 256, 256]}),
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compile all variants, time their steps in turns, print the table."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ingredients", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--batch-size", type=int, help="in the place of the recipe's")
+    options = parser.parse_args(arguments)
+    machine.require_bfloat16()
+    recipe = yaml.safe_load((ROOT / "recipes" / "fast.yaml").read_text(encoding="utf-8"))
+    if options.batch_size:
+        recipe["train"]["batch_size"] = options.batch_size
+    chosen = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["runtime"]
+    runtime.start(RuntimeParams(**{**chosen, "precision": "bfloat16"}), recipe["train"]["seed"])
+
+    steps = {name: compiled(variant, recipe) for name, variant in VARIANTS.items()}
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            began = time.perf_counter()
+            step()
+            taken[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    base = next(iter(medians.values()))
+    print(f"{machine.describe()}\nmedians of {options.rounds} rounds\n\n{'':34} time   images/s")
+    for name, median in medians.items():
+        print(f"{name:34} {median / base:4.2f}   {recipe['train']['batch_size'] / median:8,.0f}")
+    print(json.dumps({name: round(median / base, 3) for name, median in medians.items()}))
+
+
+def compiled(variant: Variant, recipe: Mapping[str, Any]) -> Callable[[], Any]:
+    """Return a function that takes one step on a random batch, already traced."""
+    import keras
+
+    import stages.step
+    from stages.cluster import alone
+    from stages.optimization import build_optimizer
+
+    params = TrainParams(**{**recipe["train"], **variant.train})
+    keras.config.set_dtype_policy(variant.policy)
+    plain = patch.object(stages.step, variant.without, lambda model: None) if variant.without else nullcontext()
+    with plain:
+        model = build_model(FastParams(**{**recipe["model"], **variant.model}), SHAPE, CLASSES)
+        steps = stages.step.TrainingSteps(model, build_optimizer(params), params, alone(), params.epochs)
+    random = np.random.default_rng(0)
+    images = random.random((1, 1, params.batch_size, *SHAPE), np.float32)
+    labels = np.eye(CLASSES, dtype=np.float32)[random.integers(0, CLASSES, images.shape[:3])]
+    rates = np.full(1, 1e-3, np.float32)
+    size = scaled(variant.scale, *SHAPE[:2])
+
+    def step() -> Any:
+        return steps(images, labels, rates, 0, params.batch_size, size)
+
+    step()
+    return step
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("ingredients", main))
