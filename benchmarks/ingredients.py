@@ -52,7 +52,7 @@ VARIANTS = {
     "Keras's own gradient of weights": Variant(without="quicken_weight_gradients"),
     "Keras's own gradient, 16 x 16": Variant(without="quicken_weight_gradients", scale=0.5),
     "GELU": Variant(model={"activation": "gelu"}),
-    "SiLU": Variant(model={"activation": "silu"}),
+    "ReLU": Variant(model={"activation": "relu"}),
     "no shift": Variant(train={"shift": 0}),
     "no lookahead": Variant(train={"lookahead": 0}),
     "widths 64, 128, 128": Variant(model={"widths": [64, 128, 128]}),

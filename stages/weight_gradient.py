@@ -13,7 +13,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-MOST_PLACES = 49  # up to 7 x 7 it was quicker, alone and in the whole step: benchmarks/ingredients.py
+MOST_PLACES = 49  # up to 7 x 7 it was quicker; in a whole step, benchmarks/ingredients.py tells
 
 
 def quicken_weight_gradients(model: keras.Model) -> None:

@@ -69,9 +69,7 @@ def with_recipe(params: str, recipe: str) -> str:
     for key, value in (yaml.safe_load(recipe).get("runtime") or {}).items():
         if value == "bfloat16" and not has_bfloat16():
             value = "float32"
-            print(
-                "this CPU does not compute in bfloat16: float32, which takes half as long again", file=sys.stderr
-            )
+            print("this CPU does not compute in bfloat16: float32, which takes 1.6 times as long", file=sys.stderr)
         start, end = _value(params, "runtime", key)
         params = f"{params[:start]}{value}{params[end:]}"
     return params
