@@ -66,12 +66,9 @@ def main(arguments: Sequence[str]) -> None:
         prog="python -m benchmarks.ingredients", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--batch-size", type=int, help="in the place of the recipe's")
     options = parser.parse_args(arguments)
     machine.require_bfloat16()
     recipe = yaml.safe_load((ROOT / "recipes" / "fast.yaml").read_text(encoding="utf-8"))
-    if options.batch_size:
-        recipe["train"]["batch_size"] = options.batch_size
     chosen = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["runtime"]
     runtime.start(RuntimeParams(**{**chosen, "precision": "bfloat16"}), recipe["train"]["seed"])
 
