@@ -18,17 +18,18 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import yaml
 
 from benchmarks import machine
 from benchmarks.process import ROOT
+from benchmarks.training import PARAMS, random_images
 from stages import failure, runtime
 from stages.augmentation import scaled
 from stages.engine import TrainParams
-from stages.model import FastParams, build_model
+from stages.model import ModelParams, build_model, load_network
+from stages.params import load
 from stages.runtime import RuntimeParams
 
-SHAPE, CLASSES = (32, 32, 3), 10
+RECIPE = ROOT / "recipes" / "fast.yaml"
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args(arguments)
     machine.require_bfloat16()
-    recipe = yaml.safe_load((ROOT / "recipes" / "fast.yaml").read_text(encoding="utf-8"))
-    chosen = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["runtime"]
-    runtime.start(RuntimeParams(**{**chosen, "precision": "bfloat16"}), recipe["train"]["seed"])
+    network, params = load_network(RECIPE), load(RECIPE, "train", TrainParams)
+    chosen = load(PARAMS, "runtime", RuntimeParams)
+    runtime.start(chosen.model_copy(update={"precision": "bfloat16"}), params.seed)
 
-    steps = {name: compiled(variant, recipe) for name, variant in VARIANTS.items()}
+    steps = {name: compiled(variant, network, params) for name, variant in VARIANTS.items()}
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(options.rounds):
         for name, step in steps.items():
@@ -83,11 +84,11 @@ def main(arguments: Sequence[str]) -> None:
     base = next(iter(medians.values()))
     print(f"{machine.describe()}\nmedians of {options.rounds} rounds\n\n{'':34} time   images/s")
     for name, median in medians.items():
-        print(f"{name:34} {median / base:4.2f}   {recipe['train']['batch_size'] / median:8,.0f}")
+        print(f"{name:34} {median / base:4.2f}   {params.batch_size / median:8,.0f}")
     print(json.dumps({name: round(median / base, 3) for name, median in medians.items()}))
 
 
-def compiled(variant: Variant, recipe: Mapping[str, Any]) -> Callable[[], Any]:
+def compiled(variant: Variant, network: ModelParams, params: TrainParams) -> Callable[[], Any]:
     """Return a function that takes one step on a random batch, already traced."""
     import keras
 
@@ -95,20 +96,19 @@ def compiled(variant: Variant, recipe: Mapping[str, Any]) -> Callable[[], Any]:
     from stages.cluster import alone
     from stages.optimization import build_optimizer
 
-    params = TrainParams(**{**recipe["train"], **variant.train})
+    network, params = network.model_copy(update=variant.model), params.model_copy(update=variant.train)
     keras.config.set_dtype_policy(variant.policy)
+    images, labels = random_images(params.batch_size)
+    shape = images.shape[1:]
     plain = patch.object(stages.step, variant.without, lambda model: None) if variant.without else nullcontext()
     with plain:
-        model = build_model(FastParams(**{**recipe["model"], **variant.model}), SHAPE, CLASSES)
+        model = build_model(network, shape, labels.shape[1])
         steps = stages.step.TrainingSteps(model, build_optimizer(params), params, alone(), params.epochs)
-    random = np.random.default_rng(0)
-    images = random.random((1, 1, params.batch_size, *SHAPE), np.float32)
-    labels = np.eye(CLASSES, dtype=np.float32)[random.integers(0, CLASSES, images.shape[:3])]
     rates = np.full(1, 1e-3, np.float32)
-    size = scaled(variant.scale, *SHAPE[:2])
+    size = scaled(variant.scale, *shape[:2])
 
     def step() -> Any:
-        return steps(images, labels, rates, 0, params.batch_size, size)
+        return steps(images[None, None], labels[None, None], rates, 0, params.batch_size, size)
 
     step()
     return step

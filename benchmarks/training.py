@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--only", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.only:
-        print(json.dumps(CONTESTANTS[options.only](_random_images(options.images))))
+        print(json.dumps(CONTESTANTS[options.only](random_images(options.images))))
         return
     rates: dict[str, list[Rates]] = {name: [] for name in CONTESTANTS if name in {"fit", *options.contestants}}
     order = random.Random(0)
@@ -229,7 +229,8 @@ def clock() -> Any:
     return Clock()
 
 
-def _random_images(count: int) -> Arrays:
+def random_images(count: int) -> Arrays:
+    """Return images and one-hot labels of CIFAR-10's shapes: float32 (count, 32, 32, 3) and (count, 10)."""
     rng = np.random.default_rng(0)
     labels = np.eye(10, dtype=np.float32)[rng.integers(0, 10, count)]
     return rng.random((count, 32, 32, 3), dtype=np.float32), labels

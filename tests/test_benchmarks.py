@@ -10,10 +10,12 @@ import keras
 import numpy as np
 import pytest
 import vl_convert
-import yaml
 
 from benchmarks import ingredients, recipes
 from stages import step
+from stages.engine import TrainParams
+from stages.model import load_network
+from stages.params import load
 from tests.project import ROOT, Project
 
 
@@ -89,10 +91,10 @@ def test_recipes_draws_a_curve_for_each_contestant_that_was_run() -> None:
 @pytest.mark.usefixtures("started")
 @pytest.mark.parametrize("name", ["as in the recipe", "images of 16 x 16", "Keras's own gradient, 16 x 16"])
 def test_ingredients_takes_steps_of_each_variant(name: str) -> None:
-    recipe = yaml.safe_load((ROOT / "recipes" / "fast.yaml").read_text(encoding="utf-8"))
-    recipe["train"]["batch_size"] = 4
+    network, params = load_network(ingredients.RECIPE), load(ingredients.RECIPE, "train", TrainParams)
+    small = params.model_copy(update={"batch_size": 4})
     try:
-        losses, hits = ingredients.compiled(ingredients.VARIANTS[name], recipe)()
+        losses, hits = ingredients.compiled(ingredients.VARIANTS[name], network, small)()
     finally:
         keras.config.set_dtype_policy("float32")
     assert losses.shape == hits.shape == (1,)
