@@ -23,12 +23,12 @@ from pathlib import Path
 from benchmarks import machine
 from benchmarks.process import measured
 from benchmarks.training import PARAMS, run_engine, start_engine, tutorial_model
-from stages import failure
-from stages.engine import TrainParams
-from stages.failure import StageError
-from stages.params import load
-from stages.records import Statistics, read_record, read_split
-from stages.splits import Split
+from stages.common import failure
+from stages.common.failure import StageError
+from stages.common.params import load
+from stages.common.records import Statistics, read_record, read_split
+from stages.common.splits import Split
+from stages.training.params import TrainParams
 
 CONTESTANTS = ("fit", "float32", "bfloat16")
 BATCH_SIZE = 32  # the tutorial's

@@ -67,10 +67,10 @@ def measure(threads: int, batch: int) -> dict[str, float]:
     """Train as one of the cluster in TF_CONFIG, if any; return images a second, and seconds a reduction."""
     import mmap
 
-    from stages import runtime
-    from stages.model import build_model, load_network
-    from stages.params import load
-    from stages.runtime import RuntimeParams
+    from stages.common.params import load
+    from stages.model import runtime
+    from stages.model.networks import build_model, load_network
+    from stages.model.runtime import RuntimeParams
 
     path = ROOT / "params.yaml"
     strategy = "multi_worker" if "TF_CONFIG" in os.environ else "single"
@@ -79,10 +79,11 @@ def measure(threads: int, batch: int) -> dict[str, float]:
     import keras
 
     from benchmarks.training import clock
-    from stages.checkpoints import Checkpoints
-    from stages.cluster import joined
-    from stages.engine import Trainer, TrainParams
-    from stages.splits import Split
+    from stages.common.splits import Split
+    from stages.training.checkpoints import Checkpoints
+    from stages.training.cluster import joined
+    from stages.training.loop import Trainer
+    from stages.training.params import TrainParams
 
     rng = np.random.default_rng(0)
     images = rng.random((IMAGES, 32, 32, 3), dtype=np.float32)

@@ -22,12 +22,13 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.process import ROOT
 from benchmarks.training import PARAMS, random_images
-from stages import failure, runtime
-from stages.augmentation import scaled
-from stages.engine import TrainParams
-from stages.model import ModelParams, build_model, load_network
-from stages.params import load
-from stages.runtime import RuntimeParams
+from stages.common import failure
+from stages.common.params import load
+from stages.model import runtime
+from stages.model.networks import ModelParams, build_model, load_network
+from stages.model.runtime import RuntimeParams
+from stages.training.augmentation import scaled_size
+from stages.training.params import TrainParams
 
 RECIPE = ROOT / "recipes" / "fast.yaml"
 
@@ -40,7 +41,9 @@ class Variant:
     train: Mapping[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     policy: str = "mixed_bfloat16"
-    without: str = ""  # the function of stages/step.py that puts something quicker in the place of Keras's own
+    without: str = (
+        ""  # the function of stages/training/step.py that puts something quicker in the place of Keras's own
+    )
 
 
 VARIANTS = {
@@ -92,20 +95,24 @@ def compiled(variant: Variant, network: ModelParams, params: TrainParams) -> Cal
     """Return a function that takes one step on a random batch, already traced."""
     import keras
 
-    import stages.step
-    from stages.cluster import alone
-    from stages.optimization import build_optimizer
+    import stages.training.step
+    from stages.training.cluster import alone
+    from stages.training.optimization import build_optimizer
 
     network, params = network.model_copy(update=variant.model), params.model_copy(update=variant.train)
     keras.config.set_dtype_policy(variant.policy)
     images, labels = random_images(params.batch_size)
     shape = images.shape[1:]
-    plain = patch.object(stages.step, variant.without, lambda model: None) if variant.without else nullcontext()
+    plain = (
+        patch.object(stages.training.step, variant.without, lambda model: None)
+        if variant.without
+        else nullcontext()
+    )
     with plain:
         model = build_model(network, shape, labels.shape[1])
-        steps = stages.step.TrainingSteps(model, build_optimizer(params), params, alone(), params.epochs)
+        steps = stages.training.step.TrainingSteps(model, build_optimizer(params), params, alone(), params.epochs)
     rates = np.full(1, 1e-3, np.float32)
-    size = scaled(variant.scale, *shape[:2])
+    size = scaled_size(variant.scale, *shape[:2])
 
     def step() -> Any:
         return steps(images[None, None], labels[None, None], rates, 0, params.batch_size, size)

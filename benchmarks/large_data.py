@@ -28,9 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from stages import failure, splits
-from stages.failure import StageError
-from stages.outputs import require_space
+from stages.common import failure, splits
+from stages.common.failure import StageError
+from stages.common.outputs import require_space
 
 ROOT = Path(__file__).parent.parent
 SHAPE, CLASSES = (32, 32, 3), 10
@@ -125,13 +125,14 @@ def take_turns(files: Mapping[str, str], rounds: int) -> dict[tuple[str, str], l
 
 def measure(network: str, path: str) -> Result:
     """Train `network` on the split at `path`, in memory if that is empty, for `MEASURED` images."""
-    from stages import runtime
-    from stages.checkpoints import Checkpoints
-    from stages.cluster import alone
-    from stages.engine import Trainer, TrainParams
-    from stages.model import TutorialParams, build_model
-    from stages.params import load
-    from stages.runtime import RuntimeParams
+    from stages.common.params import load
+    from stages.model import runtime
+    from stages.model.networks import TutorialParams, build_model
+    from stages.model.runtime import RuntimeParams
+    from stages.training.checkpoints import Checkpoints
+    from stages.training.cluster import alone
+    from stages.training.loop import Trainer
+    from stages.training.params import TrainParams
 
     result: Result = {}
     if path:
@@ -165,7 +166,7 @@ def measure(network: str, path: str) -> Result:
 
 def report(results: Mapping[tuple[str, str], list[Result]]) -> None:
     """Print the medians as a table, then as JSON."""
-    from stages.runtime import versions
+    from stages.model.runtime import versions
 
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9
     print("\nCPU ms and disk kB: of each image trained on; check: of splits.read, one pass over the file")

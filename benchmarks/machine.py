@@ -4,8 +4,8 @@ import os
 import platform
 from pathlib import Path
 
-from stages.failure import StageError
-from stages.runtime import FLAGS, has_bfloat16, versions
+from stages.common.failure import StageError
+from stages.model.runtime import FLAGS, has_bfloat16, versions
 
 
 def describe() -> str:

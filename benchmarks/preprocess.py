@@ -25,7 +25,7 @@ MAKE_RAW = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from stages import splits
+from stages.common import splits
 
 raw, scale = Path(sys.argv[1]), int(sys.argv[2])
 rng = np.random.default_rng(0)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stages.failure import StageError
+from stages.common.failure import StageError
 
 ROOT = Path(__file__).parent.parent
 

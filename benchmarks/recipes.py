@@ -26,8 +26,8 @@ import vl_convert
 from benchmarks import machine
 from benchmarks.process import ROOT, measured
 from benchmarks.training import PARAMS, tutorial_model
-from stages import failure
-from stages.outputs import replacing, write_json
+from stages.common import failure
+from stages.common.outputs import replacing, write_json
 from tools.demo import choose
 from tools.recipe import with_recipe
 
@@ -102,7 +102,7 @@ def _fit(seed: int, processed: Path, began: float) -> Run:
 
 def _stage(name: str, seed: int, processed: Path, began: float, folder: Path) -> Run:
     from stages import train
-    from stages.records import Statistics, read_record, read_split
+    from stages.common.records import Statistics, read_record, read_split
 
     recipe = (ROOT / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
     params = folder / "params.yaml"
@@ -130,7 +130,7 @@ def _flipped(model: Path, images: Any, labels: Any) -> float:
     """The accuracy of an image's and its mirror image's probabilities, averaged."""
     import keras
 
-    from stages.inference import Predictor
+    from stages.model.inference import Predictor
 
     predict = Predictor(keras.saving.load_model(model))
     probabilities = predict(images) + predict(images[:, :, ::-1])

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
-from stages import failure
+from stages.common import failure
 from tools.demo import CHOICES, choose, prepare, run
 
 FIGURES = {"train": ("val_accuracy", "val_loss"), "evaluation": ("accuracy", "loss")}

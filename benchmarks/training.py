@@ -25,9 +25,9 @@ import numpy as np
 
 from benchmarks import machine
 from benchmarks.process import ROOT, measured
-from stages import failure
-from stages.failure import StageError
-from stages.splits import Split
+from stages.common import failure
+from stages.common.failure import StageError
+from stages.common.splits import Split
 
 IMAGES = 6_400
 MEASURED = 1  # the epoch, counted from 0
@@ -117,8 +117,8 @@ def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32, det
 
 def start_engine(precision: str, seed: int = 0) -> None:
     """Load TensorFlow as the train stage does, with the params of params.yaml but for the precision."""
-    from stages import runtime
-    from stages.params import load
+    from stages.common.params import load
+    from stages.model import runtime
 
     chosen = load(PARAMS, "runtime", runtime.RuntimeParams).model_copy(update={"precision": precision})
     runtime.start(chosen, seed)
@@ -128,11 +128,12 @@ def run_engine(
     training: Split, validation: Split, changes: Mapping[str, Any], callbacks: Sequence[Any] = ()
 ) -> list[dict[str, float]]:
     """Train the network of params.yaml, whose section train gets `changes`; return a row an epoch."""
-    from stages.checkpoints import Checkpoints
-    from stages.cluster import alone
-    from stages.engine import Trainer, TrainParams
-    from stages.model import build_model, load_network
-    from stages.params import load
+    from stages.common.params import load
+    from stages.model.networks import build_model, load_network
+    from stages.training.checkpoints import Checkpoints
+    from stages.training.cluster import alone
+    from stages.training.loop import Trainer
+    from stages.training.params import TrainParams
 
     params = load(PARAMS, "train", TrainParams).model_copy(update=dict(changes))
     model = build_model(load_network(PARAMS), training.images.shape[1:], training.labels.shape[1])

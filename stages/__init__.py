@@ -1,1 +1,1 @@
-"""The pipeline's stages, one module each, and the small modules that they share."""
+"""The pipeline: a module for each stage, and the rooms that they share."""

@@ -8,31 +8,19 @@ what was fetched.
 """
 
 import argparse
-import os
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-import platformdirs
 
-from stages import failure, splits
-from stages.datasets import Dataset, Images, cifar10, digits, folder
-from stages.exclusive import exclusive
-from stages.failure import StageError
-from stages.outputs import require_space, write_json
-from stages.params import Section, load
-from stages.records import DatasetRecord, Source, SplitRecord
-
-
-class DatasetParams(Section):
-    """`dataset` of params.yaml: the name of one, and the choices of each that has some."""
-
-    name: Literal["cifar10", "digits", "folder"]
-    cifar10: cifar10.Params
-    folder: folder.Params
+from stages.common import failure, splits
+from stages.common.exclusive import exclusive
+from stages.common.outputs import require_space, write_json
+from stages.common.params import load
+from stages.common.records import DatasetRecord, Source, SplitRecord
+from stages.datasets import Dataset, Images
+from stages.datasets.registry import DatasetParams, load_dataset
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -41,31 +29,6 @@ def main(arguments: Sequence[str]) -> None:
     params = load(options.params, "dataset", DatasetParams)
     with exclusive(options.out):
         save(load_dataset(params), options.out)
-
-
-def load_dataset(params: DatasetParams) -> Dataset:
-    """Return the dataset that `params.name` chooses, fetched if it is not embedded."""
-    match params.name:
-        case "cifar10":
-            return cifar10.load(params.cifar10, places(), cache_folder())
-        case "digits":
-            return digits.load()
-        case "folder":
-            return folder.load(params.folder)
-
-
-def places() -> list[str]:
-    """Return the copies and mirrors that DATASET_SOURCES names; `StageError` when a quote is not closed."""
-    try:
-        return shlex.split(os.environ.get("DATASET_SOURCES", ""))
-    except ValueError as error:
-        raise StageError(f"DATASET_SOURCES: {error}; quote a path with spaces as in a shell") from None
-
-
-def cache_folder() -> Path:
-    """Where fetched archives are kept: outside the pipeline's outputs, which DVC deletes before each run."""
-    named = os.environ.get("DATASET_CACHE")
-    return Path(named) if named else platformdirs.user_cache_path("reproducible-cifar10")
 
 
 def save(dataset: Dataset, out: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
-from stages import runtime
+from stages.model import runtime
 from tests.project import Project, environment_at, make_project
 
 # Few tests that take long: begun first, so that at the end neither worker waits for the other.
@@ -23,7 +23,7 @@ LONG = (
     "test_report",
     "test_evaluate",
     "test_runtime",
-    "test_engine",
+    "test_loop",
 )
 
 

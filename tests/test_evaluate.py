@@ -11,11 +11,11 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from stages.splits import read
+from stages.common.splits import read
 from tests.project import ROOT, Project
 
 COMMAND = (sys.executable, "-m", "stages.evaluate")
-SCHEMA = json.loads((ROOT / "stages/evaluation.schema.json").read_text("utf-8"))
+SCHEMA = json.loads((ROOT / "stages/evaluation/evaluation.schema.json").read_text("utf-8"))
 
 
 @pytest.fixture(scope="module")

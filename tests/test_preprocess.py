@@ -12,10 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from stages import preprocess, splits
-from stages.failure import StageError
+from stages import preprocess
+from stages.common import splits
+from stages.common.failure import StageError
+from stages.common.records import Source, read_record, read_split
 from stages.preprocess import PreprocessParams, choose_validation
-from stages.records import Source, read_record, read_split
+from tests.project import ROOT
 
 CLASSES = ["cat", "dog", "frog"]
 PARAMS: dict[str, Any] = {
@@ -304,7 +306,7 @@ def child(code: str, raw: Path) -> subprocess.CompletedProcess[str]:
     params.write_text(json.dumps({"preprocess": PARAMS | {"validation_split": "stratified"}}))
     arguments = ["--params", str(params), "--raw", str(raw), "--out", str(raw.parent / "processed")]
     code = f"import sys; arguments = sys.argv[1:]; {code}"
-    root = Path(preprocess.__file__).parent.parent
+    root = ROOT
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=root, capture_output=True, text=True, check=False
     )
@@ -329,7 +331,8 @@ def test_a_write_that_fails_leaves_the_old_outputs_and_one_line(raw: Path) -> No
     old = contents(raw.parent / "processed")
     # A limit on the size of a file: the system's refusal comes from the same place as a full disk's.
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000)); "
-    code += "from stages import failure, preprocess; sys.exit(failure.run('preprocess', preprocess.main))"
+    code += "from stages import preprocess; from stages.common.failure import run; "
+    code += "sys.exit(run('preprocess', preprocess.main))"
     done = child(code, raw)
     assert done.returncode == 1
     assert "train.npz: File too large; free or correct that" in done.stderr and done.stderr.count("\n") == 1

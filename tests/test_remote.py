@@ -235,7 +235,7 @@ def test_the_doctor_names_what_was_cut_short_behind_ssh(first: Project, server: 
     other = clone(first, tmp_path, "result")
     let_in(other, server)
     with_tools = Project(other.folder, {**other.environment, "PYTHONPATH": str(ROOT)})
-    look = "from tools.doctoring.remote import remote; print(*(each.found for each in remote(offline=False)))"
+    look = "from tools.doctor.remote import remote; print(*(each.found for each in remote(offline=False)))"
     assert with_tools.run(sys.executable, "-c", look).stdout == "team has every output of dvc.lock, in full size\n"
     stored = server.store / cached(first, "data/predictions.csv")
     good = stored.read_bytes()

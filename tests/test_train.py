@@ -1,5 +1,6 @@
 """stages/train.py as a process: the same bytes twice, killed or not, and one line for each failure."""
 
+import json
 import os
 import random
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from stages.training.identity import code_files
 from tests.project import ROOT, Project, make_project
 from tools.recipe import with_recipe
 
@@ -169,7 +171,9 @@ def test_a_changed_byte_in_the_data_is_caught_before_training(project: Project) 
     assert "epoch" not in failed.stderr
 
 
-@pytest.mark.parametrize("value", [".", "nowhere.Callback", "stages.train.run_key", "keras.callbacks.Nothing"])
+@pytest.mark.parametrize(
+    "value", [".", "nowhere.Callback", "stages.training.identity.run_key", "keras.callbacks.Nothing"]
+)
 def test_a_callback_that_cannot_be_made_is_named(project: Project, value: str) -> None:
     project.choose("train.callbacks", [value])
     failed = project.run(*COMMAND, check=False)
@@ -193,7 +197,9 @@ def test_a_key_without_effect_is_said(project: Project) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["stages/train.py", "stages/fused_adam.py", "stages/archive.py", "mine.py"])
+@pytest.mark.parametrize(
+    "name", ["stages/train.py", "stages/training/fused_adam.py", "stages/model/archive.py", "mine.py"]
+)
 def test_checkpoints_of_other_code_are_ignored_and_said_so(project: Project, name: str) -> None:
     (project.folder / "mine.py").write_text("from keras.callbacks import Callback as Mine\n", encoding="utf-8")
     project.choose("train.callbacks", ["mine.Mine"])
@@ -209,20 +215,15 @@ def test_checkpoints_of_other_code_are_ignored_and_said_so(project: Project, nam
     second.communicate()
 
 
-def test_the_key_of_checkpoints_covers_all_the_code_that_dvc_yaml_lists(project: Project) -> None:
-    # Asked where the callbacks are made known, as the module that is run is not imported as others are.
-    (project.folder / "mine.py").write_text(
-        "import sys\nimport keras\n\n\nclass Mine(keras.callbacks.Callback):\n"
-        "    def on_train_begin(self, logs=None):\n"
-        "        files = sys.modules['__main__'].code_files([])\n"
-        "        print(*(path.name for path in files.values()))\n",
-        encoding="utf-8",
-    )
-    project.choose("train.callbacks", ["mine.Mine"])
-    project.choose("train.epochs", 1)
-    covered = project.run(*COMMAND).stdout.split()
-    deps = yaml.safe_load((project.folder / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["train"]["deps"]
-    assert sorted(covered) == sorted(Path(name).name for name in deps if name.startswith("stages/"))
+def test_the_key_of_checkpoints_covers_all_the_code_that_dvc_yaml_lists() -> None:
+    covered = set(code_files([]).values())
+    deps = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]["train"]["deps"]
+    code = [ROOT / dep for dep in deps if dep.startswith("stages/")]
+    assert covered == {file for path in code for file in ([path] if path.is_file() else path.rglob("*.py"))}
+
+
+def test_the_key_of_checkpoints_covers_the_files_of_callbacks() -> None:
+    assert code_files(["json.decoder.JSONDecoder"])["json.decoder"] == Path(json.decoder.__file__)
 
 
 def test_a_person_s_own_callback_is_called(project: Project) -> None:

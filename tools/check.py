@@ -11,15 +11,15 @@ from typing import Any
 
 import yaml
 
-from stages import failure
-from stages.download import DatasetParams
-from stages.engine import TrainParams
-from stages.evaluate import EvaluateParams
-from stages.failure import StageError
-from stages.model import load_network
-from stages.params import Section, load
+from stages.common import failure
+from stages.common.failure import StageError
+from stages.common.params import Section, load
+from stages.datasets.registry import DatasetParams
+from stages.evaluation.results import EvaluateParams
+from stages.model.networks import load_network
+from stages.model.runtime import RuntimeParams
 from stages.preprocess import PreprocessParams
-from stages.runtime import RuntimeParams
+from stages.training.params import TrainParams
 
 CLASSES: dict[str, type[Section]] = {
     "dataset": DatasetParams,

@@ -21,10 +21,10 @@ from typing import Any
 
 import yaml
 
-from stages import failure
-from stages.failure import StageError
-from stages.outputs import write_json
-from stages.params import read
+from stages.common import failure
+from stages.common.failure import StageError
+from stages.common.outputs import write_json
+from stages.common.params import read
 from tools import metrics
 from tools.metrics import flat
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import vl_convert
 
-from stages import failure
-from stages.failure import StageError
-from stages.outputs import replacing
+from stages.common import failure
+from stages.common.failure import StageError
+from stages.common.outputs import replacing
 
 CHARTS = {"Accuracy": "accuracy.svg", "Loss": "loss.svg", "metrics/confusion.csv": "confusion.svg"}
 

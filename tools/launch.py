@@ -18,10 +18,10 @@ from pathlib import Path
 
 import psutil
 
-from stages import failure
-from stages.failure import StageError
-from stages.params import load
-from stages.runtime import RuntimeParams
+from stages.common import failure
+from stages.common.failure import StageError
+from stages.common.params import load
+from stages.model.runtime import RuntimeParams
 
 TRAIN = (sys.executable, "-m", "stages.train")
 REPRO = (sys.executable, "-m", "dvc", "repro")

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages import failure
-from stages.failure import StageError
+from stages.common import failure
+from stages.common.failure import StageError
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import vl_convert
 
-from stages import failure
-from stages.failure import StageError
-from stages.outputs import replacing
+from stages.common import failure
+from stages.common.failure import StageError
+from stages.common.outputs import replacing
 from tools.demo import run
 
 SCRIPTS = Path("dvc_plots") / "vega.js"  # where the template looks: DVC writes the page into this folder

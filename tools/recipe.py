@@ -14,11 +14,11 @@ from typing import Any
 
 import yaml
 
-from stages import failure
-from stages.failure import StageError
-from stages.outputs import replacing
-from stages.params import load, read
-from stages.runtime import RuntimeParams, has_bfloat16
+from stages.common import failure
+from stages.common.failure import StageError
+from stages.common.outputs import replacing
+from stages.common.params import load, read
+from stages.model.runtime import RuntimeParams, has_bfloat16
 from tools.check import check_params
 
 RECIPES = Path("recipes")

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dvc.exceptions import DvcException
 from dvc.repo import Repo, lock_repo
 
-from stages import failure
-from stages.failure import StageError
+from stages.common import failure
+from stages.common.failure import StageError
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -20,9 +20,9 @@ from dvc.utils.cli_parse import to_path_overrides
 from dvc.utils.hydra import get_hydra_sweeps
 from hydra.errors import HydraException
 
-from stages import failure
-from stages.failure import StageError
-from stages.params import read
+from stages.common import failure
+from stages.common.failure import StageError
+from stages.common.params import read
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -96,7 +96,9 @@ def trial(url: str, commit: str, name: str, chosen: Sequence[str]) -> str:
         do("git clone --quiet --no-checkout", url, ".")
         do(f"git checkout --quiet --detach {commit}")
         # Where a machine keeps the datasets that it fetched, it keeps DVC's cache for all trials too.
-        kept = do("python -c", "from stages.download import cache_folder; print(cache_folder().absolute())")
+        kept = do(
+            "python -c", "from stages.datasets.registry import cache_folder; print(cache_folder().absolute())"
+        )
         do("python -m dvc config --local cache.dir", f"{kept}/dvc")
         do(f"python -m dvc exp run --pull --name {name}", *(f"--set-param={choice}" for choice in chosen))
         do(f"python -m dvc exp push --force origin {name}")

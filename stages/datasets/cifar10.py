@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
+from stages.common.failure import StageError
+from stages.common.params import Section
 from stages.datasets import Dataset, Images
-from stages.failure import StageError
-from stages.fetch import fetch
-from stages.params import Section
+from stages.datasets.fetch import fetch
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 # The authors' host first; the mirrors were made for Swift for TensorFlow and for MindSpore. Which of them

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from stages.common.failure import StageError
 from stages.datasets import Dataset, Images
-from stages.failure import StageError
 
 SHA256 = "09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22"  # of digits.csv.gz
 CLASSES = tuple("0123456789")

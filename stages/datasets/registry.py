@@ -1,0 +1,45 @@
+"""The datasets by name: `dataset` of params.yaml, and where archives are looked for and kept."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+
+from stages.common.failure import StageError
+from stages.common.params import Section
+from stages.datasets import Dataset, cifar10, digits, folder
+
+
+class DatasetParams(Section):
+    """`dataset` of params.yaml: the name of one, and the choices of each that has some."""
+
+    name: Literal["cifar10", "digits", "folder"]
+    cifar10: cifar10.Params
+    folder: folder.Params
+
+
+def load_dataset(params: DatasetParams) -> Dataset:
+    """Return the dataset that `params.name` chooses, fetched if it is not embedded."""
+    match params.name:
+        case "cifar10":
+            return cifar10.load(params.cifar10, sources_from_environment(), cache_folder())
+        case "digits":
+            return digits.load()
+        case "folder":
+            return folder.load(params.folder)
+
+
+def sources_from_environment() -> list[str]:
+    """Return the copies and mirrors that DATASET_SOURCES names; `StageError` when a quote is not closed."""
+    try:
+        return shlex.split(os.environ.get("DATASET_SOURCES", ""))
+    except ValueError as error:
+        raise StageError(f"DATASET_SOURCES: {error}; quote a path with spaces as in a shell") from None
+
+
+def cache_folder() -> Path:
+    """Where fetched archives are kept: outside the pipeline's outputs, which DVC deletes before each run."""
+    named = os.environ.get("DATASET_CACHE")
+    return Path(named) if named else platformdirs.user_cache_path("reproducible-cifar10")

@@ -1,0 +1,106 @@
+"""The model card: Markdown for people, with the `model-index` header that model hubs read.
+
+Source of the header's form: https://huggingface.co/docs/hub/model-cards, "Evaluation results".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from stages.common.records import Statistics
+
+# What a hub calls a metric, and its key in evaluation.json.
+METRICS = {"accuracy": "accuracy", "f1": "f1_macro", "precision": "precision_macro", "recall": "recall_macro"}
+
+TEXT = """\
+---
+{header}---
+
+# {title}
+
+A convolutional network that tells {classes} classes of {height} x {width} pictures apart: {names}.
+Trained on {training:,} images and tested on {tested:,} others of {dataset} ({edition}).
+
+## Figures on the test images
+
+| figure | value |
+|---|---|
+{figures}
+
+Of the accuracy, {low} to {high} is the 95 % interval (Wilson's) for images of the same kind.
+
+| class | precision | recall | F1 | images |
+|---|---|---|---|---|
+{per_class}
+
+## Use
+
+    model = keras.saving.load_model("model.keras", compile=False)
+    probabilities = model(images)
+
+`images`: float32 (N, {height}, {width}, {channels}), pixels divided by 255{standardized}.
+`probabilities`: float32 (N, {classes}), in the order of the classes above.
+
+Any picture gets one of these classes, also one that shows none of them. The figures hold for pictures like those
+of the data, not for others; the probabilities are off by {calibration_error} on average (calibration error).
+
+## Where it comes from
+
+| what | SHA-256 |
+|---|---|
+| the dataset | {dataset_sha256} |
+| the model, model.keras | {model_sha256} |
+
+Choices, code and versions: params.yaml, dvc.lock and environment/ of the commit that holds these figures.
+"""
+
+
+def model_card(evaluation: Mapping[str, Any], per_class: pd.DataFrame, statistics: Statistics) -> str:
+    """Return the card of the model that `evaluation`, the content of evaluation.json, and `per_class` judge."""
+    height, width, channels = statistics.splits["test"].shape
+    figures = {name: value for name, value in sorted(evaluation.items()) if isinstance(value, float)}
+    columns = ("precision", "recall", "f1")
+    scaling = f", minus {statistics.mean}, over {statistics.std}, by channel"
+    return TEXT.format(
+        header=yaml.safe_dump(_header(evaluation), sort_keys=False, allow_unicode=True),
+        title=f"A classifier of {evaluation['dataset']}",
+        classes=len(statistics.classes),
+        names=", ".join(statistics.classes),
+        height=height,
+        width=width,
+        channels=channels,
+        training=statistics.splits["train"].images,
+        tested=evaluation["test_images"],
+        dataset=evaluation["dataset"],
+        edition=evaluation["dataset_edition"],
+        figures="\n".join(f"| {name} | {value:.4f} |" for name, value in figures.items()),
+        low=f"{evaluation['accuracy_low']:.4f}",
+        high=f"{evaluation['accuracy_high']:.4f}",
+        per_class="\n".join(
+            f"| {row['class']} | {' | '.join(f'{row[name]:.4f}' for name in columns)} | {row['support']:,} |"
+            for row in per_class.to_dict("records")
+        ),
+        standardized=scaling if statistics.scaling == "standardize" else "",
+        calibration_error=f"{evaluation['calibration_error']:.4f}",
+        dataset_sha256=evaluation["dataset_sha256"],
+        model_sha256=evaluation["model_sha256"],
+    )
+
+
+def _header(evaluation: Mapping[str, Any]) -> dict[str, Any]:
+    metrics = [{"type": kind, "value": round(evaluation[key], 4), "name": key} for kind, key in METRICS.items()]
+    result = {
+        "task": {"type": "image-classification"},
+        "dataset": {"name": evaluation["dataset"], "type": evaluation["dataset"], "split": "test"},
+        "metrics": metrics,
+    }
+    return {
+        "library_name": "keras",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "dvc"],
+        "datasets": [evaluation["dataset"]],
+        "metrics": list(METRICS),
+        "model-index": [{"name": f"{evaluation['dataset']}-classifier", "results": [result]}],
+    }

@@ -1,0 +1,64 @@
+"""Save a model as a .keras archive whose bytes depend on nothing but the model.
+
+Keras writes into the archive the date, the zip entries' times and the memory addresses of shared objects;
+here they are fixed values. Keras loads the result like any other.
+"""
+
+import json
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import keras
+
+from stages.common.outputs import replacing
+
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file can name
+
+
+def save_model(model: keras.Model, path: Path) -> None:
+    """Write architecture and weights of `model` to `path`; without the optimizer, which only `fit` would need."""
+    # What Keras writes stands beside `path`, the disk whose space was checked; another may be full.
+    with (
+        replacing(path) as partial,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name, suffix=".partial") as folder,
+    ):
+        varying = Path(folder) / "model.keras"
+        # Keras has an argument include_optimizer and ignores it; Adam's moments are twice the weights.
+        optimizer, model.optimizer = getattr(model, "optimizer", None), None
+        try:
+            model.save(varying)
+        finally:
+            model.optimizer = optimizer
+        with zipfile.ZipFile(varying) as source, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
+            for name in sorted(source.namelist()):
+                entry = zipfile.ZipInfo(name, EPOCH)
+                entry.external_attr = 0o644 << 16
+                target.writestr(entry, _fixed(name, source.read(name)))
+
+
+def _fixed(name: str, content: bytes) -> bytes:
+    if name == "metadata.json":
+        return _text({**json.loads(content), "date_saved": "1980-01-01@00:00:00"})
+    if name == "config.json":
+        return _text(_renumber(json.loads(content), {}))
+    return content
+
+
+def _text(content: Any) -> bytes:
+    return json.dumps(content, indent=1).encode()
+
+
+def _renumber(config: Any, numbers: dict[int, int]) -> Any:
+    """Number shared objects in the order in which they first appear; Keras takes their addresses."""
+    if isinstance(config, list):
+        return [_renumber(item, numbers) for item in config]
+    if isinstance(config, dict):
+        return {
+            key: numbers.setdefault(value, len(numbers) + 1)
+            if key == "shared_object_id"
+            else _renumber(value, numbers)
+            for key, value in config.items()
+        }
+    return config

@@ -1,0 +1,149 @@
+"""What makes a run repeatable: threads, instruction set, precision, seed; and a quiet TensorFlow.
+
+A stage's main calls `start` once, before anything imports TensorFlow and before any weights exist.
+"""
+
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from stages.common.failure import StageError
+from stages.common.outputs import write_json
+from stages.common.params import Section
+
+# What oneDNN reads; the instruction set follows from the params.
+ONEDNN = {"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "ONEDNN_MAX_CPU_ISA": "ALL", "TF_ENABLE_ONEDNN_OPTS": "1"}
+# The flags of /proc/cpuinfo by which oneDNN and Eigen choose their kernels.
+FLAGS = {"avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}
+
+
+class RuntimeParams(Section):
+    """`runtime` of params.yaml."""
+
+    # Another number of threads splits sums elsewhere and gives other bytes: a choice, not the machine's cores.
+    threads: int = Field(ge=1, le=256)
+    cpu_isa: Literal["native", "avx2"]
+    precision: Literal["float32", "bfloat16", "float16"]
+    emulate: bool  # a precision that this machine does not compute in, at a fraction of the speed
+    # Which devices share each batch of training: one; several of this machine; those of all machines of a cluster.
+    strategy: Literal["single", "mirrored", "multi_worker"]
+    devices: int = Field(ge=1, le=64)  # of mirrored
+
+
+def start(params: RuntimeParams, seed: int) -> None:
+    """Load TensorFlow with `params` in force and seed every generator from `seed`.
+
+    Raises `StageError` when the precision is one that this machine would have to emulate.
+    """
+    if params.precision == "bfloat16" and not params.emulate and not has_bfloat16():
+        raise StageError(
+            "runtime.precision: bfloat16 needs a CPU with AMX or AVX512-BF16, and this one would emulate it at "
+            "a fraction of the speed; use float32, or runtime.emulate: true"
+        )
+    # Read by TensorFlow and oneDNN when they load. Set to known values, so that what a person's environment
+    # says of them does not change the bytes.
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ |= ONEDNN | {"ONEDNN_MAX_CPU_ISA": {"native": "ALL", "avx2": "AVX2"}[params.cpu_isa]}
+    with _standard_error_kept():
+        import keras
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(params.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(params.threads)
+        tf.config.experimental.enable_op_determinism()
+        # ~/.keras/keras.json may say otherwise.
+        keras.config.set_floatx("float32")
+        keras.config.set_image_data_format("channels_last")
+        policy = params.precision if params.precision == "float32" else f"mixed_{params.precision}"
+        keras.config.set_dtype_policy(policy)
+        keras.utils.set_random_seed(seed)
+        devices = tf.config.list_physical_devices("GPU")
+    if params.precision == "float16" and not params.emulate and not devices:
+        raise StageError(
+            "runtime.precision: float16 needs a GPU, and TensorFlow finds none here; use float32, or "
+            "runtime.emulate: true"
+        )
+
+
+def write_environment(
+    record: Path, log: Path, params: RuntimeParams, model_sha256: str, seconds: float, replicas: int = 1
+) -> None:
+    """Write what a run was made on, which may explain that its bytes differ: machine, system, versions, settings.
+
+    record: for git, and not for DVC, which would keep no run of a stage with such an output; so DVC does not bring
+    it back with the results either, and the model's SHA-256 tells whether it is theirs. log: with the duration in
+    seconds, not tracked. replicas: the devices that shared each batch, whose number no param tells.
+    """
+    from tensorflow.python.framework.config import is_op_determinism_enabled  # its public API only sets it
+
+    environment = {
+        "cpu": _cpu(),
+        "cpu_flags": " ".join(sorted(_cpu_flags() & FLAGS)),
+        "cores": os.cpu_count(),
+        "determinism": is_op_determinism_enabled(),
+        "onednn": {name: os.environ.get(name, "") for name in sorted(ONEDNN)},
+        "libc": " ".join(platform.libc_ver()),
+        "model_sha256": model_sha256,
+        "python": platform.python_version(),
+        "replicas": replicas,
+        "runtime": params.model_dump(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions(),
+    }
+    write_json(record, environment)
+    write_json(log, {**environment, "duration_seconds": round(seconds, 1)})
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that compute."""
+    return {name: version(name) for name in ("tensorflow", "keras", "numpy")}
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), platform.machine())
+
+
+def has_bfloat16() -> bool:
+    """Whether the CPU computes in bfloat16; where /proc/cpuinfo does not tell, that it does not."""
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        return set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
+    except OSError:
+        return set()
+
+
+@contextmanager
+def _standard_error_kept() -> Iterator[None]:
+    """Hold back what C++ writes to file descriptor 2, and show it only when the block fails.
+
+    TensorFlow logs a dozen lines before it reads TF_CPP_MIN_LOG_LEVEL, so no setting silences them.
+    """
+    sys.stderr.flush()
+    with tempfile.TemporaryFile() as kept:
+        original = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            kept.seek(0)
+            os.write(original, kept.read())
+            raise
+        finally:
+            os.dup2(original, 2)
+            os.close(original)

@@ -1,0 +1,83 @@
+"""Checkpoints of a training run: whole or not there, the last two, and only ever those of the same run.
+
+One file holds all: arrays and a JSON text as an uncompressed .npz, then the 32 bytes of its SHA-256. The
+checksums inside an .npz are not enough: a changed bit in a header gives other arrays, and no error.
+"""
+
+import hashlib
+import io
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.common.outputs import replacing
+
+KEPT = 2
+DIGEST_SIZE = 32
+
+
+def unpack(content: bytes) -> tuple[list[NDArray[Any]], dict[str, Any]]:
+    """Return the arrays and the state that a checkpoint's `content` holds."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as file:
+        state = json.loads(file["state"].tobytes())
+        return [file[f"arr_{index}"] for index in range(len(file.files) - 1)], state
+
+
+class Checkpoints:
+    """The checkpoints in `folder` of the run that `key` names.
+
+    `key` is a digest of all that determines a run: params, data, code, versions. Files of other keys are
+    never read.
+    """
+
+    def __init__(self, folder: Path, key: str) -> None:
+        """Name the place; nothing is read or written yet."""
+        self._folder, self._prefix = folder, key[:16]
+
+    def save(self, epoch: int, step: int, arrays: Sequence[NDArray[Any]], state: Mapping[str, Any]) -> None:
+        """Write one checkpoint, synced and then moved to its name; drop all but the last `KEPT`."""
+        content = io.BytesIO()
+        np.savez(content, *arrays, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
+        content.write(hashlib.sha256(content.getbuffer()).digest())
+        with replacing(self._folder / f"{self._prefix}-{epoch:06d}-{step:09d}.npz") as partial:
+            partial.write_bytes(content.getbuffer())
+        for path in self._own()[:-KEPT]:
+            path.unlink()
+
+    def latest(self) -> bytes:
+        """Return the content of the newest sound checkpoint, for `unpack`; nothing when there is none.
+
+        A damaged one is passed over with a warning, those of other runs with a note.
+        """
+        foreign = [path for path in self._all() if path not in self._own()]
+        if foreign:
+            print(
+                f"train: {len(foreign)} checkpoints in {self._folder}/ are of other params, data or code and are "
+                f"ignored; when you need them no more: rm -r {self._folder}",
+                file=sys.stderr,
+            )
+        for path in reversed(self._own()):
+            content = path.read_bytes()
+            if hashlib.sha256(content[:-DIGEST_SIZE]).digest() != content[-DIGEST_SIZE:]:
+                print(f"train: {path} is damaged; using the one before it, if there is one", file=sys.stderr)
+                continue
+            return content[:-DIGEST_SIZE]
+        return b""
+
+    def clear(self) -> None:
+        """Remove this run's checkpoints, half-written ones too, and the folder when nothing else is in it."""
+        for path in self._folder.glob(f"{self._prefix}-*"):
+            path.unlink()
+        if self._folder.is_dir() and not any(self._folder.iterdir()):
+            self._folder.rmdir()
+
+    def _all(self) -> list[Path]:
+        return sorted(self._folder.glob("*.npz"))
+
+    def _own(self) -> list[Path]:
+        return [path for path in self._all() if path.name.startswith(f"{self._prefix}-")]

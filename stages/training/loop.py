@@ -1,0 +1,297 @@
+"""The training loop: epoch order, steps, validation, checkpoints, callbacks.
+
+Everything random is a function of the seed and of the place in the run, or is saved in the checkpoint. So a
+run that is killed and resumed ends in the same bytes as one that was not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.common.failure import StageError
+from stages.common.splits import Split
+from stages.training.augmentation import alternate_flips, scale_of, scaled_size
+from stages.training.checkpoints import Checkpoints, unpack
+from stages.training.optimization import build_optimizer, learning_rates
+from stages.training.params import TrainParams
+
+if TYPE_CHECKING:
+    import keras
+
+    from stages.training.cluster import Cluster
+
+# Images in one call of the compiled steps: enough that Python's share is lost in the noise, few enough that
+# Ctrl-C and the progress bar wait for less than a second.
+IMAGES_PER_CALL = 640
+
+DIVERGED = "; no model was written: try a lower train.learning_rate or train.clip_norm"
+
+
+@dataclass
+class Progress:
+    """Where a run is: all that a checkpoint keeps besides arrays."""
+
+    epoch: int = 0
+    step: int = 0  # in the epoch
+    loss: float = 0.0  # sums over the epoch's images so far
+    hits: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_epoch: int = -1
+    callbacks: list[dict[str, Any]] = field(default_factory=list)
+    stopped: bool = False  # by a callback, on whichever process
+
+
+def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
+    """Return the order of an epoch's images, a permutation int64 (images,), from its arguments alone.
+
+    It is the order of Philox's raw output (Salmon et al. 2011), not `Generator.permutation`, whose stream
+    NumPy may change between versions (NEP 19).
+    """
+    keys = np.random.Philox(key=[seed, epoch]).random_raw(images)
+    return np.argsort(keys, kind="stable")
+
+
+def shares(batch: int, replicas: range, of: int) -> NDArray[np.int64]:
+    """Return which images of a batch each of the `replicas` gets, out of `of` in all: int64 (L, n).
+
+    All get equally many. Where a batch has not enough for that, its last image fills up, and does not count: only
+    batch normalization, in the statistics of that device, sees it again.
+    """
+    each = -(-batch // of)
+    places = np.arange(each, dtype=np.int64) + each * np.array(replicas)[:, None]
+    return np.asarray(np.minimum(places, batch - 1))
+
+
+class Trainer:
+    """One training run of `model`, which is changed in place."""
+
+    def __init__(
+        self,
+        model: keras.Model,
+        params: TrainParams,
+        training: Split,
+        validation: Split,
+        callbacks: Sequence[keras.callbacks.Callback],
+        cluster: Cluster,
+    ) -> None:
+        """Prepare a run by all of `cluster`, whose strategy is in scope; nothing is computed before `run`."""
+        import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
+
+        from stages.model.inference import BATCH_SIZE, Predictor
+        from stages.training.step import TrainingSteps
+
+        self._model, self._params, self._cluster = model, params, cluster
+        self._training, self._validation = training, validation
+        self._optimizer = build_optimizer(params)
+        self._steps_per_epoch = -(-len(training.images) // params.batch_size)
+        self._steps = TrainingSteps(model, self._optimizer, params, cluster, self._steps_per_epoch * params.epochs)
+        self._predict = Predictor(model)
+        # Cut between batches, so that each image is computed in the same batch whoever does it.
+        self._validated = cluster.part(len(validation.images), BATCH_SIZE)
+        self._rates = learning_rates(params, self._steps_per_epoch, params.epochs)
+        model.optimizer, model.stop_training = self._optimizer, False
+        self._callbacks = keras.callbacks.CallbackList(
+            list(callbacks), model=model, epochs=params.epochs, steps=self._steps_per_epoch
+        )
+        self._best: list[NDArray[Any]] = []
+        self._saved = time.monotonic()
+
+    def run(self, checkpoints: Checkpoints) -> tuple[list[dict[str, float]], int]:
+        """Train to the end, from the last sound checkpoint if there is one.
+
+        Return a row an epoch, and the index of the one whose weights the model has: with early stopping the
+        best, otherwise the last. A row has loss, accuracy (over the epoch's training batches, with dropout),
+        val_loss and val_accuracy. Raises `StageError` when a loss is no longer finite.
+        """
+        progress = self._resume(checkpoints)
+        self._callbacks.on_train_begin()
+        self._restore_callbacks(progress)
+        while progress.epoch < self._params.epochs and not self._ended(progress):
+            self._train_epoch(progress, checkpoints)
+            row = self._end_epoch(progress)
+            self._callbacks.on_epoch_end(progress.epoch - 1, row)
+            progress.stopped = self._stop()
+            self._save(progress, checkpoints)
+        if self._params.early_stopping:
+            self._assign(self._model.variables, self._best)
+        self._callbacks.on_train_end()
+        if self._cluster.chief:
+            checkpoints.clear()
+        return progress.history, progress.best_epoch if self._params.early_stopping else progress.epoch - 1
+
+    def _train_epoch(self, progress: Progress, checkpoints: Checkpoints) -> None:
+        self._callbacks.on_epoch_begin(progress.epoch)
+        if progress.stopped:
+            return  # the checkpoint was written between the stop and the end of its epoch
+        order = epoch_order(self._params.seed, progress.epoch, len(self._training.images))
+        scale = scale_of(self._params, progress.epoch, self._params.epochs)
+        size = scaled_size(scale, *self._training.images.shape[1:3])
+        for images, labels, batch in self._batches(order, progress.epoch, progress.step):
+            first = progress.epoch * self._steps_per_epoch + progress.step
+            self._callbacks.on_train_batch_begin(progress.step)
+            rates = self._rates[first : first + images.shape[1]]
+            losses, hits = self._steps(images, labels, rates, first, batch, size)
+            self._check_finite(losses, progress)
+            progress.step += len(losses)
+            progress.loss += float(losses.sum(dtype=np.float64)) * batch
+            progress.hits += int(hits.sum())
+            self._callbacks.on_train_batch_end(progress.step - 1, self._means(progress))
+            progress.stopped = self._stop()
+            if time.monotonic() - self._saved > self._params.checkpoint_minutes * 60:
+                self._save(progress, checkpoints)
+            if progress.stopped:
+                break  # as `fit` does, which also ends such an epoch as any other
+
+    def _batches(
+        self, order: NDArray[np.int64], epoch: int, step: int
+    ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], int]]:
+        """Yield images, labels and size of the batches from `step` on, as the steps want them, a call ahead."""
+        size = self._params.batch_size
+        mirrored = None
+        if self._params.flip == "alternate":
+            mirrored = alternate_flips(self._params.seed, epoch, len(order))
+        full = len(order) // size
+        calls = max(1, IMAGES_PER_CALL // size)
+        # Full batches in calls that start at multiples of K, so that a resumed epoch makes the same calls.
+        spans = [(start * size, min(start + calls, full) * size, size) for start in range(step, full, calls)]
+        if len(order) > full * size and step <= full:
+            spans.append((full * size, len(order), len(order) - full * size))
+
+        def gather(start: int, stop: int, batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+            places = shares(batch, self._cluster.local_replicas, self._cluster.replicas)
+            chosen = order[start:stop].reshape(-1, batch)[:, places].swapaxes(0, 1)  # (L, K, n)
+            images, labels = self._training.take(chosen.ravel())
+            if mirrored is not None:
+                images[mirrored[chosen.ravel()]] = images[mirrored[chosen.ravel()], :, ::-1]
+            return (
+                images.reshape(*chosen.shape, *images.shape[1:]),
+                labels.reshape(*chosen.shape, labels.shape[1]),
+                batch,
+            )
+
+        if not spans:
+            return  # the checkpoint was written between the last batch and the end of its epoch
+        with ThreadPoolExecutor(1, thread_name_prefix="gather") as ahead:
+            following = ahead.submit(gather, *spans[0])
+            for span in spans[1:]:
+                batches, following = following, ahead.submit(gather, *span)
+                yield batches.result()
+            yield following.result()
+
+    def _check_finite(self, losses: NDArray[np.float32], progress: Progress) -> None:
+        if not np.isfinite(losses).all():
+            step = progress.step + int(np.argmin(np.isfinite(losses)))
+            raise StageError(
+                f"the loss is {losses[step - progress.step]} in epoch {progress.epoch + 1}, step {step + 1}"
+                f"{DIVERGED}"
+            )
+
+    def _means(self, progress: Progress) -> dict[str, float]:
+        """Loss and accuracy over the epoch's images so far."""
+        seen = min(progress.step * self._params.batch_size, len(self._training.images))
+        return {"loss": progress.loss / seen, "accuracy": progress.hits / seen}
+
+    def _end_epoch(self, progress: Progress) -> dict[str, float]:
+        val_loss, val_accuracy = self._validate()
+        if not np.isfinite(val_loss):  # the very last step can spoil the weights after its loss was computed
+            raise StageError(f"the validation loss is {val_loss} after epoch {progress.epoch + 1}{DIVERGED}")
+        row = {**self._means(progress), "val_loss": val_loss, "val_accuracy": val_accuracy}
+        progress.history.append(row)
+        if self._params.early_stopping and (
+            progress.best_epoch < 0 or val_loss < progress.history[progress.best_epoch]["val_loss"]
+        ):
+            progress.best_epoch = progress.epoch
+            self._best = [variable.numpy() for variable in self._model.variables]
+        progress.epoch, progress.step, progress.loss, progress.hits = progress.epoch + 1, 0, 0.0, 0
+        return row
+
+    def _validate(self) -> tuple[float, float]:
+        """Mean cross-entropy in nats and accuracy on the validation split."""
+        labels = self._validation.labels.argmax(axis=1)
+        mine = self._validated
+        probabilities = np.zeros(self._validation.labels.shape, np.float32)
+        if mine.start < mine.stop:
+            probabilities[mine] = self._predict(self._validation.images[mine])
+        probabilities = self._cluster.total(probabilities)
+        chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+        # Keras's own bound, so that a certain mistake costs the same here and in its metrics.
+        loss = -np.log(np.clip(chosen, 1e-7, 1 - 1e-7)).mean()
+        return float(loss), float((probabilities.argmax(axis=1) == labels).mean())
+
+    def _ended(self, progress: Progress) -> bool:
+        """Whether no epoch is to be begun, or gone on with, though not all are done."""
+        patience = self._params.early_stopping
+        impatient = bool(patience) and 0 <= progress.best_epoch < progress.epoch - patience
+        return impatient or (progress.stopped and progress.step == 0)
+
+    def _stop(self) -> bool:
+        """Whether a callback asks for the end, on any process."""
+        # It may on one process alone, by its clock say; the others would wait for it for ever.
+        stops = np.zeros(self._cluster.size, np.int32)
+        stops[self._cluster.rank] = bool(self._model.stop_training)
+        return bool(self._cluster.total(stops).any())
+
+    def _state(self) -> list[Any]:
+        # Keras counts generators' states among a model's variables, though not among its weights.
+        return [*self._model.variables, *self._optimizer.variables, *self._steps.lookahead.slow]
+
+    def _save(self, progress: Progress, checkpoints: Checkpoints) -> None:
+        if self._cluster.chief:
+            progress.callbacks = [_scalars(callback) for callback in self._callbacks.callbacks]
+            arrays = [variable.numpy() for variable in self._state()]
+            checkpoints.save(progress.epoch, progress.step, [*arrays, *self._best], asdict(progress))
+        self._saved = time.monotonic()
+
+    def _resume(self, checkpoints: Checkpoints) -> Progress:
+        content = self._cluster.share(checkpoints.latest() if self._cluster.chief else b"")
+        progress = Progress()
+        if content:
+            arrays, state = unpack(content)
+            progress = Progress(**state)
+            variables = self._state()
+            self._assign(variables, arrays[: len(variables)])
+            self._best = arrays[len(variables) :]
+            if self._cluster.chief:
+                print(f"train: resuming after epoch {progress.epoch}, step {progress.step}", file=sys.stderr)
+        self._part_generators()
+        return progress
+
+    def _part_generators(self) -> None:
+        """Let each device draw dropout of its own: by its number, so that the first's state tells those of all."""
+        weights = {id(weight) for weight in self._model.weights}
+        generators = [variable for variable in self._model.variables if id(variable) not in weights]
+        for generator in generators:
+            seed = generator.numpy()
+            replicas = self._cluster.local_replicas
+            for replica, state in zip(
+                replicas, self._cluster.strategy.experimental_local_results(generator.value), strict=True
+            ):
+                state.assign(seed + np.array([replica, 0], seed.dtype))
+
+    def _restore_callbacks(self, progress: Progress) -> None:
+        # After on_train_begin, where callbacks start their counters.
+        for callback, state in zip(self._callbacks.callbacks, progress.callbacks, strict=False):
+            vars(callback).update(state)
+        self._model.stop_training = self._model.stop_training or progress.stopped
+
+    @staticmethod
+    def _assign(variables: Sequence[Any], arrays: Sequence[NDArray[Any]]) -> None:
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+
+
+def _scalars(callback: keras.callbacks.Callback) -> dict[str, Any]:
+    """A callback's counters and bests: what it keeps in plain numbers, words and truth values."""
+    return {
+        name: value.item() if isinstance(value, np.generic) else value
+        for name, value in vars(callback).items()
+        if isinstance(value, bool | int | float | str | np.generic)
+    }

@@ -1,0 +1,18 @@
+"""`train` of params.yaml: the choices of the whole room."""
+
+from pydantic import Field
+
+from stages.training.augmentation import AugmentationParams
+from stages.training.optimization import OptimizationParams
+
+
+class TrainParams(OptimizationParams, AugmentationParams):
+    """`train` of params.yaml."""
+
+    seed: int = Field(ge=0, lt=2**30)
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    label_smoothing: float = Field(ge=0, lt=1)
+    early_stopping: int = Field(ge=0)  # epochs without a lower validation loss; 0: off
+    checkpoint_minutes: float = Field(gt=0)  # inside an epoch; there is one at its end in any case
+    callbacks: list[str]  # Keras callbacks of your own by dotted name, constructed without arguments

@@ -1,0 +1,106 @@
+"""The benchmarks' own code, on so few images that the figures mean nothing."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import vl_convert
+
+from benchmarks import ingredients, recipes
+from stages.common.params import load
+from stages.model.networks import load_network
+from stages.training import step
+from stages.training.params import TrainParams
+from tests.project import ROOT, Project
+
+
+def benchmark(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def test_accuracy_says_in_one_line_that_there_are_no_splits(tmp_path: Path) -> None:
+    done = benchmark("accuracy", "--processed", str(tmp_path))
+    assert done.returncode == 1
+    assert "statistics.json: no such file; run: dvc repro" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_accuracy_trains_every_contestant_with_every_seed(first_run: Project) -> None:
+    processed = first_run.folder / "data" / "processed"
+    done = benchmark("accuracy", "--processed", str(processed), "--epochs", "1", "--seeds", "0", "1")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in {"fit", "float32"} | found.keys() - {"epochs", "seeds"}:
+        accuracies = found[name]["val_accuracy"]
+        assert len(accuracies) == 2 and min(accuracies) > 0.1  # of ten classes
+        assert found[name]["mean"] == pytest.approx(sum(accuracies) / 2, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_training_compares_the_chosen_contestants_with_fit() -> None:
+    done = benchmark("training", "--rounds", "1", "--images", "64", "--contestants", "float32_bs32_any_order")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.keys() == {"float32_bs32_any_order", "per_cpu_second"}
+    assert found["per_cpu_second"].keys() == {"float32_bs32_any_order"}
+
+
+@pytest.mark.slow
+def test_recipes_times_each_epoch_of_both_ways_to_train_the_tutorial_s_network(first_run: Project) -> None:
+    processed = str(first_run.folder / "data" / "processed")
+    for name in ("fit", "tutorial"):
+        began = time.time()
+        done = benchmark(
+            "recipes", "--only", name, "--seeds", "0", "--processed", processed, "--began", str(began)
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        seconds, accuracies = zip(*found["curve"], strict=True)
+        assert len(seconds) == 20
+        assert seconds[0] > 0 and list(seconds) == sorted(seconds) and seconds[-1] <= found["seconds"]
+        assert found["seconds"] <= time.time() - began
+        assert found["accuracy"] == accuracies[-1] > 0.8
+
+
+def test_recipes_keeps_no_run_of_another_recipe_data_or_machine(tmp_path: Path) -> None:
+    (tmp_path / "statistics.json").write_text("{}", encoding="utf-8")
+    kept = recipes.still_true({}, tmp_path)
+    assert kept["runs"] == {"fit": {}, "tutorial": {}, "fast": {}}
+    for name in kept["runs"]:
+        kept["runs"][name] = {"0": {"accuracy": 0.5}}
+    assert recipes.still_true(kept, tmp_path) == kept
+    changed = {**kept, "subjects": {**kept["subjects"], "fast": "another recipe"}}
+    assert recipes.still_true(changed, tmp_path)["runs"] == {**kept["runs"], "fast": {}}
+    assert not any(recipes.still_true({**kept, "machine": "another"}, tmp_path)["runs"].values())
+    (tmp_path / "statistics.json").write_text("{ }", encoding="utf-8")
+    assert not any(recipes.still_true(kept, tmp_path)["runs"].values())
+
+
+def test_recipes_draws_a_curve_for_each_contestant_that_was_run() -> None:
+    runs = {name: {"0": {"curve": [[2.0, 0.5], [4.0, 0.75]]}} for name in ("fit", "fast")} | {"tutorial": {}}
+    drawn = vl_convert.vegalite_to_svg(recipes.chart(runs))
+    assert "fast recipe" in drawn and "tutorial, fit" in drawn and "this engine" not in drawn
+
+
+@pytest.mark.usefixtures("started")
+@pytest.mark.parametrize("name", ["as in the recipe", "images of 16 x 16", "Keras's own gradient, 16 x 16"])
+def test_ingredients_takes_steps_of_each_variant(name: str) -> None:
+    network, params = load_network(ingredients.RECIPE), load(ingredients.RECIPE, "train", TrainParams)
+    small = params.model_copy(update={"batch_size": 4})
+    try:
+        losses, hits = ingredients.compiled(ingredients.VARIANTS[name], network, small)()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert losses.shape == hits.shape == (1,)
+    assert np.isfinite(losses).all()
+
+
+def test_ingredients_are_left_out_by_the_names_they_have() -> None:
+    for variant in ingredients.VARIANTS.values():
+        assert not variant.without or callable(getattr(step, variant.without))

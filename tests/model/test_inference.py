@@ -1,0 +1,75 @@
+"""stages/model/inference.py: the probabilities are those of the model, whatever the number of images."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from stages.common import splits
+from stages.model.inference import BATCH_SIZE, Predictor
+from stages.model.networks import Block, TutorialParams, build_model
+
+pytestmark = pytest.mark.usefixtures("started")
+
+IMAGES = np.random.default_rng(0).random((2 * BATCH_SIZE + 3, 6, 6, 1), np.float32)
+
+
+@pytest.fixture
+def model() -> keras.Model:
+    params = TutorialParams(
+        network="tutorial",
+        blocks=[Block(filters=4, layers=1, pool=2, dropout=0.5)],
+        kernel=3,
+        padding="same",
+        activation="relu",
+        dense=[8],
+        dropout=0.5,
+    )
+    keras.utils.set_random_seed(0)
+    return build_model(params, (6, 6, 1), 3)
+
+
+@pytest.mark.parametrize("number", [1, BATCH_SIZE - 1, BATCH_SIZE, BATCH_SIZE + 1, len(IMAGES)])
+def test_every_image_gets_the_models_probabilities_in_order(model: keras.Model, number: int) -> None:
+    found = Predictor(model)(IMAGES[:number])
+    assert found.shape == (number, 3)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, model(IMAGES[:number], training=False).numpy(), rtol=1e-5)
+
+
+def test_dropout_is_off(model: keras.Model) -> None:
+    predict = Predictor(model)
+    np.testing.assert_array_equal(predict(IMAGES[:10]), predict(IMAGES[:10]))
+
+
+def test_weights_that_changed_meanwhile_count(model: keras.Model) -> None:
+    predict = Predictor(model)
+    predict(IMAGES[:10])
+    model.get_layer("probabilities").bias.assign([100, 0, 0])
+    np.testing.assert_allclose(predict(IMAGES[:10])[:, 0], 1)
+
+
+def test_the_model_is_traced_once_for_batches_of_any_size() -> None:
+    traces = []
+
+    class Traced(keras.layers.Layer):
+        def call(self, images: Any) -> Any:
+            traces.append(images.shape)
+            return images
+
+    inputs = keras.Input((2,))
+    model = keras.Model(inputs, Traced()(inputs))
+    traces.clear()
+    predict = Predictor(model)
+    for number in (1, 2, BATCH_SIZE + 1):
+        predict(np.zeros((number, 2), np.float32))
+    assert traces == [(None, 2)]
+
+
+def test_images_may_be_a_split_in_a_memory_map(model: keras.Model, tmp_path: Path) -> None:
+    labels = np.zeros((len(IMAGES), 3), np.float32)
+    splits.write(tmp_path / "test.npz", IMAGES, labels)
+    predict = Predictor(model)
+    np.testing.assert_array_equal(predict(splits.read(tmp_path / "test.npz").images), predict(IMAGES))

@@ -1,0 +1,555 @@
+"""tools/report.py: one page of a real run on the digits, read back and opened in a real Chromium."""
+
+import base64
+import dataclasses
+import io
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Browser, Page
+
+from stages.common.failure import StageError
+from stages.evaluation import scoring
+from tests.project import ROOT, Project
+from tools.report import drawn, headline, markup, pictures, provenance, results
+from tools.report.page import render
+from tools.report.results import Results
+
+WIDTHS = [360, 768, 1280]
+SCHEMES = ["light", "dark"]
+
+
+def make_report(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tools.report", str(folder)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def project(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The project after a run on the digits, committed."""
+    project = first_run.copy(tmp_path_factory.mktemp("report") / "project")
+    project.choose("train.epochs", 3)
+    project.repro()
+    project.commit("Three epochs")
+    return project
+
+
+@pytest.fixture(scope="module")
+def run(project: Project) -> Results:
+    """That run."""
+    return results.read(project.folder)
+
+
+@pytest.fixture(scope="module")
+def address(project: Project) -> str:
+    """Where its report is."""
+    made = make_report(project.folder)
+    assert made.returncode == 0, made.stderr
+    return (project.folder / "report" / "index.html").as_uri()
+
+
+@pytest.fixture
+def copy(project: Project, tmp_path: Path) -> Path:
+    """The run's files in a folder of the test's own, which git knows nothing of."""
+    folder = tmp_path / "copy"
+    shutil.copytree(project.folder, folder, ignore=shutil.ignore_patterns(".git", ".dvc"))
+    return folder
+
+
+@pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES], ids=str)
+def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
+    """The report as it opens on screens of each width, light and dark."""
+    width, scheme = request.param
+    with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
+        page = context.new_page()
+        page.goto(address)
+        yield page
+
+
+def judged(run: Results, labels: list[int], probabilities: list[list[float]]) -> Results:
+    """The run with other judgements of its first test images."""
+    padded = np.zeros((len(labels), len(run.classes)), dtype=np.float32)
+    padded[:, : len(probabilities[0])] = probabilities
+    return dataclasses.replace(run, labels=np.array(labels), probabilities=padded)
+
+
+# The page, read back.
+
+
+def test_the_command_says_where_the_page_is(project: Project) -> None:
+    made = make_report(project.folder)
+    assert re.fullmatch(r"\S+/report/index\.html: \d\.\d MB; open file:///\S+/report/index\.html\n", made.stdout)
+    assert made.stderr == ""
+
+
+def test_the_same_run_gives_the_same_page(run: Results) -> None:
+    assert render(run) == render(run)
+
+
+def test_the_page_names_no_address_to_load_from(run: Results) -> None:
+    page = render(run)
+    loads = re.findall(r"""(?:src|href)="([^"]*)"|url\(([^)]*)\)|@import|<script|<link""", page)
+    assert all((source or address).startswith(("data:", "#")) or not source + address for source, address in loads)
+    assert "<script" not in page
+    assert "@import" not in page
+
+
+def test_no_two_things_on_the_page_have_the_same_id(run: Results) -> None:
+    ids = re.findall(r' id="([^"]*)"', render(run))
+    assert ids
+    assert len(set(ids)) == len(ids)
+
+
+def test_every_link_on_the_page_leads_somewhere(run: Results) -> None:
+    page = render(run)
+    assert set(re.findall(r'href="#([^"]*)"', page)) <= set(re.findall(r' id="([^"]*)"', page))
+
+
+def test_the_figures_of_the_page_are_those_of_the_run(run: Results) -> None:
+    page = render(run)
+    assert f"<strong>{markup.percent(run.evaluation['accuracy'])}</strong>" in page
+    for name in ("loss", "brier", "f1_macro", "kappa"):
+        assert f">{run.evaluation[name]:.4f}<" in page
+    assert f">{run.train['parameters']:,}<" in page
+    for hash_ in (run.train["model_sha256"], run.statistics.dataset.sha256, run.outputs[0]["md5"]):
+        assert hash_ in page
+
+
+# What is missing, or does not belong together.
+
+
+def test_without_a_run_the_error_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.report"]
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert made.returncode == 1
+    assert made.stderr == "report: metrics/train.json: no such file; run: dvc repro\n"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics/evaluation.json",
+        "metrics/history.csv",
+        "metrics/confusion.csv",
+        "metrics/per_class.csv",
+        "data/predictions.csv",
+        "data/processed/statistics.json",
+        "data/raw/test.npz",
+        "models/model.keras",
+        "dvc.lock",
+    ],
+)
+def test_a_file_that_is_missing_is_named_with_the_command_that_makes_it(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(StageError, match=rf"{re.escape(name)}: no such file; run: dvc repro$"):
+        results.read(copy)
+
+
+@pytest.mark.parametrize("name", ["metrics/train.json", "metrics/history.csv", "data/predictions.csv"])
+def test_a_file_that_a_merge_left_in_conflict_is_named(copy: Path, name: str) -> None:
+    path = copy / name
+    path.write_text(f"<<<<<<< HEAD\n{path.read_text('utf-8')}=======\n,,,,,,,,,,,,\n>>>>>>> theirs\n", "utf-8")
+    with pytest.raises(StageError, match=rf"{re.escape(name)}: not what a stage writes \(.*\); run: dvc repro$"):
+        results.read(copy)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metrics/train.json", '{"accuracy": 0.'),
+        ("metrics/train.json", "[]"),
+        ("metrics/train.json", "{}"),
+        ("metrics/evaluation.json", "[]"),
+        ("metrics/evaluation.json", '{"accuracy": "0.9"}'),
+        ("metrics/history.csv", "garbage\n\0"),
+        ("metrics/history.csv", "epoch,loss,accuracy,val_loss,val_accuracy\n1,x,1,1,1\n"),
+        ("metrics/history.csv", "epoch,loss,accuracy,val_loss,val_accuracy\n"),
+        ("metrics/per_class.csv", ""),
+        ("metrics/confusion.csv", "label,predicted\n1,1\n"),
+        ("data/predictions.csv", "label,prediction\n1,1\n"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_command_that_makes_it(copy: Path, name: str, content: str) -> None:
+    (copy / name).write_text(content, "utf-8")
+    with pytest.raises(StageError, match=rf"{re.escape(name)}: .*; run: dvc repro$"):
+        results.read(copy)
+
+
+def test_a_model_that_is_not_the_one_evaluated_is_refused(copy: Path) -> None:
+    with (copy / "models" / "model.keras").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(StageError, match=r"train\.json: of model \w{12}, and models/model\.keras is \w{12}"):
+        results.read(copy)
+
+
+def test_predictions_of_another_run_are_refused(copy: Path) -> None:
+    path = copy / "data" / "predictions.csv"
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join([lines[0], *reversed(lines[1:])]), "utf-8")
+    with pytest.raises(StageError, match=r"predictions\.csv: 360 rows with accuracy 0\.\d{4} are not those of"):
+        results.read(copy)
+
+
+def test_without_logs_the_page_says_so(copy: Path) -> None:
+    shutil.rmtree(copy / "logs")
+    page = render(results.read(copy))
+    assert "logs/train.json is not there" in page
+    assert "logs/evaluate.json is not there" in page
+
+
+def test_with_logs_the_page_says_what_ran_where(run: Results) -> None:
+    assert run.train_log is not None
+    shown = provenance.machine(run)
+    for value in (run.train_log["cpu"], run.train_log["python"], *run.train_log["versions"].values()):
+        assert markup.text(value) in shown
+    assert "runtime.threads" in shown
+    assert "not there" not in shown
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(9.74, "9.7 s"), (60.0, "1 min 0 s"), (1843.3, "30 min 43 s")])
+def test_a_duration_is_in_minutes_where_it_takes_some(run: Results, seconds: float, words: str) -> None:
+    log = {**(run.train_log or {}), "duration_seconds": seconds}
+    assert f"<td>{words}</td>" in provenance.machine(dataclasses.replace(run, train_log=log))
+
+
+def test_params_are_those_of_the_run_and_what_changed_since_is_named(copy: Path) -> None:
+    path = copy / "params.yaml"
+    path.write_text(path.read_text("utf-8").replace("batch_size: 32", "batch_size: 48"), "utf-8")
+    run = results.read(copy)
+    assert run.chosen["train"]["batch_size"] == 32
+    assert run.changed == ["train.batch_size"]
+    assert "changed since: train.batch_size." in provenance.changed(run)
+
+
+def test_params_that_did_not_change_need_no_word(run: Results) -> None:
+    assert run.changed == []
+    assert provenance.changed(run) == ""
+
+
+# Beside the last commit.
+
+
+def test_a_run_that_is_committed_has_the_same_figures(run: Results) -> None:
+    assert run.committed == (run.train, run.evaluation)
+    assert re.search(r"last commit is \w+ \(Three epochs\); it has the same figures\.", headline.beside(run))
+    assert ">none<" in headline.every(run)
+
+
+def test_outside_git_there_is_nothing_to_compare_with(copy: Path) -> None:
+    run = results.read(copy)
+    assert run.commit is None
+    assert headline.beside(run) == "There is no commit to compare with."
+    assert "last commit" not in headline.tiles(run)
+
+
+def test_a_commit_without_metrics_is_said(run: Results) -> None:
+    run = dataclasses.replace(run, committed=None)
+    assert headline.beside(run).endswith("has no metrics to compare with.")
+    assert "last commit" not in headline.tiles(run)
+
+
+def test_figures_of_other_data_are_not_set_beside_these(run: Results) -> None:
+    other = {**run.evaluation, "dataset_sha256": "0" * 64, "dataset_edition": "other pictures"}
+    run = dataclasses.replace(run, committed=(run.train, other))
+    assert headline.beside(run).endswith("has metrics of other data: other pictures.")
+    assert headline.of_last_commit(run) == {}
+
+
+def test_figures_that_the_last_commit_did_not_have_yet_have_nothing_beside_them(run: Results) -> None:
+    older = {name: run.evaluation[name] for name in ("accuracy", "dataset_sha256")}
+    run = dataclasses.replace(run, committed=({"loss": 0.5}, older))
+    assert set(headline.of_last_commit(run)) == {"accuracy", "train.loss"}
+    assert "last commit" in headline.every(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "change"),
+    [
+        ("accuracy", -0.25, "+0.2500, better"),
+        ("accuracy", 0.25, "−0.2500, worse"),
+        ("loss", -0.25, "+0.2500, worse"),
+        ("calibration_error", 0.25, "−0.2500, better"),
+    ],
+)
+def test_a_change_is_said_to_be_good_or_bad(run: Results, name: str, before: float, change: str) -> None:
+    other = {**run.evaluation, name: run.evaluation[name] + before}
+    assert f">{change}<" in headline.every(dataclasses.replace(run, committed=(run.train, other)))
+
+
+def test_an_interval_is_the_file_s_own_or_wilson_s_and_a_mean_has_none(run: Results) -> None:
+    found = headline.of_run(run)
+    assert found["accuracy"].interval == (run.evaluation["accuracy_low"], run.evaluation["accuracy_high"])
+    images = run.statistics.splits["validation"].images
+    hits = round(run.train["val_accuracy"] * images)
+    assert found["train.val_accuracy"].interval == scoring.wilson(hits, images)
+    assert found["f1_macro"].interval is None
+
+
+def test_a_figure_that_is_new_to_the_report_is_shown_last(run: Results) -> None:
+    found = headline.figures(run.train, {**run.evaluation, "new_figure": 0.5}, 1)
+    assert list(found)[-1] == "new_figure"
+    assert found["new_figure"].name == "new figure"
+
+
+def test_the_official_accuracy_is_shown_where_it_is_not_the_test_accuracy_again(run: Results) -> None:
+    assert run.evaluation["official_test_images"] == run.evaluation["test_images"]
+    assert "official_accuracy" not in headline.of_run(run)
+    partly = {**run.evaluation, "official_test_images": 100, "official_accuracy": 0.5}
+    found = headline.of_run(dataclasses.replace(run, evaluation=partly))["official_accuracy"]
+    assert found.interval == scoring.wilson(50, 100)
+    never = {**run.evaluation, "official_test_images": 0, "official_accuracy": None}
+    assert "official_accuracy" not in headline.of_run(dataclasses.replace(run, evaluation=never))
+
+
+def test_keys_that_are_no_figures_are_left_out(run: Results) -> None:
+    found = headline.of_run(run)
+    assert not {"schema_version", "accuracy_low", "accuracy_high", "test_images", "dataset"} & set(found)
+
+
+def test_many_notes_open_on_demand(run: Results) -> None:
+    few = judged(run, list(range(10)), np.eye(10).tolist())
+    assert drawn.notes(few) == ""
+    many = drawn.notes(judged(run, [0, 1], [[1.0, 0.0], [0.0, 1.0]]))
+    assert "<summary>16 notes on figures that are 0</summary>" in many
+    assert many.count('class="note"') == 16
+
+
+# Numbers, words and pictures.
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [
+        (0.7555, "75.6 %"),
+        (1.0, "100.0 %"),
+        (0.99996, "> 99.9 %"),
+        (0.0, "0.0 %"),
+        (0.0001, "< 0.1 %"),
+        (0.5, "50.0 %"),
+    ],
+)
+def test_a_percentage_claims_neither_none_nor_all_where_it_is_not(share: float, shown: str) -> None:
+    assert markup.percent(share).replace(markup.SPACE, " ") == shown
+
+
+def test_words_are_escaped_and_markup_is_not() -> None:
+    assert markup.element("p", '<b>"&') == "<p>&lt;b&gt;&quot;&amp;</p>"
+    assert markup.element("p", markup.element("b", "x")) == "<p><b>x</b></p>"
+    assert markup.image("data:,", 'a "cat"') == '<img src="data:," alt="a &quot;cat&quot;">'
+
+
+def test_a_class_with_markup_in_its_name_is_text_on_the_page(run: Results) -> None:
+    names = ["<img src=x>", *run.classes[1:]]
+    renamed = {"0": names[0]}
+    run = dataclasses.replace(
+        run,
+        statistics=run.statistics.model_copy(update={"classes": names}),
+        confusion=run.confusion.replace(renamed),
+        per_class=run.per_class.replace(renamed),
+    )
+    page = render(run)
+    assert "<img src=x>" not in page
+    assert "&lt;img src=x&gt;" in page
+
+
+def test_probabilities_are_read_as_they_were_scored(run: Results) -> None:
+    score = scoring.score(run.labels, run.probabilities)
+    assert score["calibration_error"] == run.evaluation["calibration_error"]
+    assert score["loss"] == run.evaluation["loss"]
+
+
+def test_filters_are_the_weights_that_keras_loads(run: Results, project: Project, started: None) -> None:
+    import keras
+
+    model = keras.saving.load_model(project.folder / "models" / "model.keras", compile=False)
+    kernel = next(layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)).kernel
+    assert run.filters is not None
+    assert run.filters.shape == (3, 3, 1, 8)
+    np.testing.assert_array_equal(run.filters, keras.ops.convert_to_numpy(kernel))
+
+
+def test_a_network_without_convolutions_has_no_filters_to_show(run: Results) -> None:
+    assert "no convolution" in pictures.filters(dataclasses.replace(run, filters=None))
+
+
+def test_a_weight_of_zero_is_mid_grey_and_all_filters_have_one_scale() -> None:
+    weights = np.array([[[[0.0, 0.1]]], [[[-0.2, 0.2]]]], dtype=np.float32)
+    first, second = pictures.filter_images(weights)
+    assert first.ravel().tolist() == [128, 0]
+    assert second.ravel().tolist() == [191, 255]
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (5, 7, 3)])
+def test_a_picture_on_the_page_has_the_pixels_of_the_data(shape: tuple[int, int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    content = pictures.data_uri(pixels).removeprefix("data:image/png;base64,")
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+    np.testing.assert_array_equal(shown.reshape(shape), pixels)
+
+
+def test_a_large_picture_is_made_smaller_in_its_shape() -> None:
+    content = pictures.data_uri(np.zeros((300, 600, 3), np.uint8)).removeprefix("data:image/png;base64,")
+    assert Image.open(io.BytesIO(base64.b64decode(content))).size == (96, 48)
+
+
+def test_the_surest_mistakes_come_first(run: Results) -> None:
+    run = judged(run, [0, 0, 0, 1], [[0.4, 0.6], [0.1, 0.9], [0.9, 0.1], [0.8, 0.2]])
+    shown = re.findall(r'alt="([^"]*)"', pictures.mistakes(run).replace(markup.SPACE, " "))
+    assert shown == ["true 0, predicted 1, 90.0 %", "true 1, predicted 0, 80.0 %", "true 0, predicted 1, 60.0 %"]
+    assert len(re.findall("<img", pictures.mistakes(run, most=2))) == 2
+
+
+def test_the_least_certain_hits_come_first_with_what_came_next(run: Results) -> None:
+    run = judged(run, [0, 0, 0], [[0.7, 0.3], [0.55, 0.45], [0.1, 0.9]])
+    shown = pictures.hits(run).replace(markup.SPACE, " ")
+    assert re.findall(r'alt="([^"]*)"', shown) == ["true 0, predicted 0, 55.0 %", "true 0, predicted 0, 70.0 %"]
+    assert re.findall("then [^<]*", shown) == ["then 1, 45.0 %", "then 1, 30.0 %"]
+
+
+def test_without_mistakes_the_page_says_so(run: Results) -> None:
+    assert "There are none." in pictures.mistakes(judged(run, [0], [[1.0, 0.0]]))
+
+
+# In a browser.
+
+
+def test_the_page_opens_without_an_error_and_asks_no_host_for_anything(browser: Browser, address: str) -> None:
+    page = browser.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address, wait_until="networkidle")
+    page.close()
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [address]
+
+
+def test_every_chart_is_drawn(page: Page) -> None:
+    drawn: list[dict[str, Any]] = page.evaluate("""
+        () => [...document.querySelectorAll("figure")].map(figure => {
+            const svg = figure.querySelector("svg"), box = svg.getBoundingClientRect();
+            const marks = [...svg.querySelectorAll(".role-mark > *")].filter(mark => {
+                const box = mark.getBoundingClientRect();
+                return box.width + box.height > 0;
+            });
+            return {name: figure.id, width: box.width, height: box.height, marks: marks.length,
+                    label: svg.getAttribute("aria-label"), role: svg.getAttribute("role")};
+        })
+    """)
+    names = ["intervals", "curve-accuracy", "curve-loss", "confusion", "per-class", "reliability"]
+    assert [chart["name"] for chart in drawn] == names
+    for chart in drawn:
+        assert chart["width"] > 200, chart
+        assert chart["height"] > 100, chart
+        assert chart["marks"] >= 4, chart
+        assert chart["role"] == "img", chart
+        assert len(chart["label"]) > 20, chart
+
+
+def test_the_page_is_no_wider_than_the_screen(page: Page) -> None:
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_what_is_wider_than_the_screen_scrolls_in_a_frame(page: Page) -> None:
+    beyond = page.evaluate("""
+        () => [...document.querySelectorAll("body *")].filter(one =>
+            one.getBoundingClientRect().right > innerWidth + 1 && !one.closest(".scroll, .chart, details")
+        ).map(one => one.outerHTML.slice(0, 80))
+    """)
+    assert beyond == []
+
+
+def test_every_picture_shows_and_has_a_text_alternative(page: Page) -> None:
+    images = page.evaluate("""
+        () => [...document.images].map(image => ({
+            alt: image.alt.trim(), natural: image.naturalWidth * image.naturalHeight,
+            shown: Math.min(image.width, image.height)}))
+    """)
+    assert len(images) > 100
+    for image in images:
+        assert image["alt"]
+        assert image["natural"] > 0
+        assert image["shown"] >= 20
+
+
+def test_text_stands_out_from_what_is_behind_it(page: Page) -> None:
+    faint = page.evaluate(CONTRAST)
+    assert faint["measured"] > 400
+    assert faint["below"] == []
+
+
+def test_dark_is_dark_and_light_is_light(page: Page, request: pytest.FixtureRequest) -> None:
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    level = sum(int(number) for number in re.findall(r"\d+", background)[:3]) / 3
+    assert level < 40 if "dark" in request.node.callspec.id else level > 240
+
+
+def test_the_numbers_of_a_chart_open_from_the_keyboard(page: Page) -> None:
+    for details in page.query_selector_all("details"):
+        summary, table = details.query_selector("summary"), details.query_selector("table")
+        assert summary is not None
+        assert table is not None
+        assert not table.is_visible()
+        summary.focus()
+        page.keyboard.press("Enter")
+        assert table.is_visible()
+        assert len(table.query_selector_all("tbody tr")) >= 1
+
+
+# Of each text with letters: the contrast (WCAG 2) of its colour to the first opaque thing under its middle.
+CONTRAST = """
+async () => {
+    const style = document.createElement("style");
+    style.textContent = "* { pointer-events: auto !important; scroll-behavior: auto !important; }";
+    document.head.append(style);
+    for (const details of document.querySelectorAll("details")) details.open = false;
+    const parse = text => {
+        const [r, g, b, a = 1] = (text.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+        return {rgb: [r, g, b], a};
+    };
+    const luminance = rgb => {
+        const [r, g, b] = rgb.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+    };
+    const paint = one => {
+        const style = getComputedStyle(one);
+        const within = one instanceof SVGElement && !(one instanceof SVGSVGElement);
+        if (within && style.fill === "none") return null;
+        const colour = parse(within ? style.fill : style.backgroundColor);
+        return colour.a > 0.99 && style.display !== "none" ? colour.rgb : null;
+    };
+    const below = [];
+    let measured = 0;
+    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+        const one = node.parentElement;
+        if (!node.data.trim() || !one.checkVisibility()) continue;
+        one.scrollIntoView({block: "center", inline: "start"});
+        const range = document.createRange();
+        range.selectNodeContents(node);
+        const box = range.getClientRects()[0];
+        if (!box || box.width < 1) continue;
+        const style = getComputedStyle(one);
+        const text = parse(one instanceof SVGElement ? style.fill : style.color).rgb;
+        const under = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
+        const behind = under.filter(other => other.tagName !== "text").map(paint).find(colour => colour);
+        if (!behind) { below.push(`nothing is behind ${node.data.trim()}`); continue; }
+        const [high, low] = [luminance(text), luminance(behind)].sort((a, b) => b - a);
+        const ratio = (high + 0.05) / (low + 0.05);
+        measured += 1;
+        if (ratio < 4.5) below.push(`${ratio.toFixed(2)}: ${node.data.trim().slice(0, 40)} in ${one.tagName}`);
+    }
+    return {measured, below};
+}
+"""

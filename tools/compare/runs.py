@@ -1,0 +1,99 @@
+"""Read what a run left behind, of any git revision, DVC experiment or the workspace."""
+
+import io
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dvc.api
+import numpy as np
+import pandas as pd
+from dvc.exceptions import DvcException, PathMissingError
+from numpy.typing import NDArray
+
+from stages.common.failure import StageError
+from stages.evaluation import scoring
+from stages.evaluation.scoring import Integers
+from tools.metrics import flat, parse
+
+WORKSPACE = "workspace"
+EVALUATION = Path("metrics/evaluation.json")
+TRAINING = Path("metrics/train.json")
+PREDICTIONS = Path("data/predictions.csv")
+COUNTS = ("schema_version", "test_images", "official_test_images")  # numbers, but nothing to be better at
+
+
+@dataclass(frozen=True)
+class Run:
+    """Metrics by stage and name, as `evaluate.loss`; labels (N,), probabilities (N, C)."""
+
+    name: str
+    metrics: dict[str, float]
+    top_k: int
+    dataset_sha256: Any
+    classes: list[str]
+    labels: Integers
+    probabilities: NDArray[np.float32]
+
+
+def read_run(revision: str) -> Run:
+    """Return the run; raises `StageError` when a file is missing or unreadable, or a metric is not finite.
+
+    Predictions and metrics of different runs are refused too: `git checkout` brings the metrics, and leaves
+    the predictions, which are DVC's, as they were.
+    """
+    evaluation = parse(_read(revision, EVALUATION), f"{revision}: {EVALUATION}")
+    training = parse(_read(revision, TRAINING), f"{revision}: {TRAINING}")
+    metrics = {
+        f"{stage}.{name}": value
+        for stage, content in (("evaluate", evaluation), ("train", training))
+        for name, value in flat(content).items()
+        if _is_figure(name, value)
+    }
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise StageError(f"{revision}: {name} is {value}, not a finite number; run: dvc repro")
+    top_k = next((int(k[1]) for name in evaluation if (k := re.fullmatch(r"top_(\d+)_accuracy", name))), 1)
+    content = _read(revision, PREDICTIONS)
+    try:
+        # Text at first: a class may be called NA or 007.
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        outputs = table.filter(regex="^probability_")
+        classes = [str(name).removeprefix("probability_") for name in outputs]
+        # A label that is none of the classes becomes -1, which score refuses.
+        labels = pd.Index(classes).get_indexer(pd.Index(table["label"]))
+        # The file has the shortest text of each float32, so that this gives the numbers that evaluate had.
+        probabilities = outputs.to_numpy().astype(np.float32)
+        found = scoring.score(labels, probabilities, top_k)
+    except (ValueError, KeyError, StageError) as error:
+        raise StageError(f"{revision}: {PREDICTIONS}: cannot be read ({error}); run: dvc repro evaluate") from None
+    for name in ("accuracy", "loss"):
+        expected = metrics.get(f"evaluate.{name}", math.nan)
+        if not math.isclose(found[name], expected, rel_tol=1e-6):
+            raise StageError(
+                f"{revision}: the {name} of {PREDICTIONS} is {found[name]:.6f}, {EVALUATION} has {expected:.6f}: "
+                "they are of different runs; run: dvc checkout, or dvc repro"
+            )
+    return Run(revision, metrics, top_k, evaluation.get("dataset_sha256"), classes, labels, probabilities)
+
+
+def _is_figure(name: str, value: Any) -> bool:
+    return name not in COUNTS and isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read(revision: str, path: Path) -> bytes:
+    if not revision:  # which DVC takes for the workspace: in CI, a variable that nobody set
+        raise StageError("a revision is empty; name a commit, an experiment or workspace")
+    try:
+        if revision == WORKSPACE:
+            return path.read_bytes()
+        return bytes(dvc.api.read(path.as_posix(), rev=revision, mode="rb"))
+    except (FileNotFoundError, PathMissingError):
+        raise StageError(
+            f"{revision}: {path} is in no commit, cache or remote that DVC reaches; check that revision out and "
+            "run: dvc pull, or dvc repro"
+        ) from None
+    except DvcException as error:
+        raise StageError(f"{revision}: {path}: {error}; name a commit, an experiment or workspace") from None

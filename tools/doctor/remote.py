@@ -1,0 +1,171 @@
+"""The team's DVC remote: can it be reached, and has it all that dvc.lock names, in full size?
+
+DVC's own `dvc status --cloud` writes to .dvc/tmp, removes what is damaged in a remote that is a folder, and takes
+what was cut short there for whole. So only sizes are asked for, and from a folder made for it, with the same
+configuration; as a process of its own, `python -m tools.doctor.remote FOLDER`, which can be given up.
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.doctor import recorded
+from tools.doctor.finding import Finding, NotChecked, listed
+
+SECONDS = 15.0  # for the remote to answer, DVC to load included
+
+
+@dataclass(frozen=True)
+class Object:
+    """What a push sends, and how it is in the remote; sizes in bytes, None where they are not told."""
+
+    path: str
+    md5: str
+    place: str  # in the remote
+    there: bool
+    expected: int | None = None
+    size: int | None = None
+
+    @property
+    def is_damaged(self) -> bool:
+        """Whether the remote has it in another size."""
+        return None not in (self.size, self.expected) and self.size != self.expected
+
+
+def remote(offline: bool) -> Iterator[Finding]:
+    """Hold what the default remote has to what dvc.lock names."""
+    config = recorded.dvc_config()
+    name = config["core"].get("remote")
+    if name not in config["remote"]:
+        yield _not_configured(name, list(config["remote"]))
+        return
+    if offline:
+        raise NotChecked(f"{name}: not asked: --offline")
+    recorded.stages()  # which may say that there is nothing to ask for
+    try:
+        objects = _ask()
+    except subprocess.TimeoutExpired:
+        yield Finding(
+            "wrong", f"{name} gave no answer in {SECONDS:g} s; to see why", "dvc status --cloud --verbose"
+        )
+        return
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
+        yield Finding("wrong", f"{name} cannot be asked: {lines[-1]}; to see more", "dvc status --cloud --verbose")
+        return
+    url = config["remote"][name]["url"]
+    findings = [*_missing(name, url, objects, config), *_damaged(name, url, objects)]
+    yield from findings or [Finding("ok", f"{name} has every output of dvc.lock, in full size")]
+    if not config["remote"][name].get("verify"):
+        found = f"verify is not set for {name}, so that dvc pull takes what was cut short there for whole"
+        yield Finding("note", found, f"dvc remote modify {name} verify true")
+
+
+def _not_configured(name: str | None, names: list[str]) -> Finding:
+    remedy = f"dvc remote default {names[0]}" if names else "dvc remote add --default NAME URL"
+    if name:
+        return Finding("wrong", f"{name}, the default one, is not configured", remedy)
+    if names:
+        return Finding(
+            "note", f"none of {listed(names)} is the default, so dvc push and pull need --remote", remedy
+        )
+    return Finding("note", "none is configured: the results are on this machine only", remedy)
+
+
+def _missing(name: str, url: str, objects: list[Object], config: dict[str, Any]) -> Iterator[Finding]:
+    missing = [each for each in objects if not each.there]
+    if not missing:
+        return
+    found = f"{len(missing)} outputs of dvc.lock are not in {name}: {listed([each.path for each in missing])}"
+    if len(missing) == len(objects):
+        # A folder that is not mounted, or a web server that is down, looks like an empty remote.
+        place = url if "://" not in url else url.partition("://")[0]
+        found = f"{name} has no output of dvc.lock: can it be reached ({place}), was nothing pushed yet?"
+    cache = recorded.cache_folder(config)
+    to_push = all(recorded.object_path(cache, each.md5).exists() for each in missing)
+    yield Finding("wrong", found, "dvc push" if to_push else "dvc repro && dvc push")
+
+
+def _damaged(name: str, url: str, objects: list[Object]) -> Iterator[Finding]:
+    for each in objects:
+        if each.is_damaged:
+            found = f"{each.path} has {each.size:,} bytes in {name}, and {each.expected:,} by dvc.lock"
+            # A push only looks whether the file is there.
+            if "://" in url:
+                yield Finding("wrong", f"{found}; remove {each.place} there, and where it is whole", "dvc push")
+            else:
+                remedy = f"rm -f {shlex.quote(each.place)} && dvc push"
+                yield Finding("wrong", f"{found}; where it is whole", remedy)
+
+
+def _ask() -> list[Object]:
+    """Return what `main` prints."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(
+            [sys.executable, "-m", "tools.doctor.remote", folder],
+            env={**os.environ, "DVC_SITE_CACHE_DIR": str(Path(folder) / "site"), "PYTHONDONTWRITEBYTECODE": "1"},
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=True,
+        )
+    return [Object(**each) for each in json.loads(done.stdout.splitlines()[-1])]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print each object that a push sends, as JSON."""
+    from dvc.config import Config
+    from dvc.repo import Repo
+
+    folder = Path(arguments[0]).resolve()
+    (folder / ".dvc").mkdir()
+    for path in [
+        Path("dvc.yaml"),
+        Path("params.yaml"),
+        recorded.LOCK,
+        *Path().glob("*.dvc"),
+        *Path().glob("*/*.dvc"),
+    ]:
+        if path.is_file():
+            (folder / path).parent.mkdir(exist_ok=True)
+            shutil.copy2(path, folder / path)
+    config = Config(".dvc").load_config_to_level()  # relative paths in it are made absolute
+    config["core"]["no_scm"] = True
+    config["cache"] = {"dir": str(folder / "cache")}
+    repo = Repo(str(folder), config=config)
+    outs = [out for out in repo.index.outs if out.use_cache and out.can_push and out.hash_info]
+    objects = [each for out in outs for each in _objects(repo, out, os.path.relpath(out.fs_path, folder))]
+    print(json.dumps([asdict(each) for each in objects]))
+
+
+def _objects(repo: Any, out: Any, path: str) -> Iterator[Object]:
+    """Yield the object of an output and, of a folder, those of its files, of which DVC records no sizes."""
+    store = repo.cloud.get_remote_odb(out.remote, hash_name=out.hash_info.name)
+    md5 = out.hash_info.value
+    place = store.oid_to_path(md5)
+    try:
+        size = store.fs.info(place).get("size")
+    except FileNotFoundError:
+        yield Object(path, md5, place, there=False)
+        return
+    if not out.hash_info.isdir:
+        yield Object(path, md5, place, True, out.meta.size, size)
+        return
+    yield Object(path, md5, place, True)
+    with store.fs.open(place) as file:
+        parts = json.load(file)
+    places = [store.oid_to_path(part["md5"]) for part in parts]
+    for part, where, there in zip(parts, places, store.fs.exists(places), strict=True):
+        yield Object(f"{path}/{part['relpath']}", part["md5"], where, there)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,193 @@
+"""The files that git has: DVC's configuration, params.yaml, dvc.yaml, dvc.lock, and what git says of the rest."""
+
+import os
+import shlex
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from tools.doctor import recorded
+from tools.doctor.finding import Finding, NotChecked, listed
+
+CONFIG = Path(".dvc/config")
+RESULTS = ("dvc.lock", "metrics/", "environment/")  # what a run writes, of what git tracks
+OUTPUTS = "metrics/"  # of these, what dvc removes before it runs
+# What git leaves while it is not done, by what gives it up; a rebase has a CHERRY_PICK_HEAD as well.
+UNDONE = {
+    "rebase-merge": "rebase",
+    "rebase-apply/applying": "am",
+    "rebase-apply": "rebase",
+    "CHERRY_PICK_HEAD": "cherry-pick",
+    "REVERT_HEAD": "revert",
+    "MERGE_HEAD": "merge",
+}
+UNMERGED = ("DD", "AU", "UD", "UA", "DU", "AA", "UU")  # of `git status --porcelain`
+
+
+def config() -> Iterator[Finding]:
+    """Read each file of DVC's configuration by itself, as DVC's own message does not say which is broken."""
+    from dvc.config import Config, ConfigError
+
+    levels = [Path(Config.get_dir(level)) / Config.CONFIG for level in ("system", "global")]
+    for path in (*levels, CONFIG, Path(f"{CONFIG}.local")):
+        try:
+            Config.load_file(str(path))
+        except FileNotFoundError:
+            continue
+        except ConfigError as error:
+            found = f"{path} is broken ({str(error).removeprefix('config file error: ')}); dvc refuses to run"
+            yield Finding("wrong", found, _restore(path) or f"mv {shlex.quote(str(path))} broken-config")
+            return
+    try:
+        Config(".dvc")
+    except ConfigError as error:
+        yield Finding("wrong", f"{' '.join(str(error).split())}; dvc refuses to run", _restore(CONFIG))
+    else:
+        yield Finding("ok", "DVC's configuration: whole, and DVC knows every key")
+
+
+def params() -> Iterator[Finding]:
+    """Check every section of params.yaml, as `python -m tools.check` does; raises `StageError`."""
+    from tools.check import check_params
+
+    check_params(Path("params.yaml"))
+    yield Finding("ok", "params.yaml: every key is known and in range")
+
+
+def pipeline() -> Iterator[Finding]:
+    """Check that dvc.yaml is whole: a file cut short may be one of fewer stages or outputs."""
+    import yaml
+    from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
+    from voluptuous import Invalid
+
+    path = recorded.PIPELINE
+    try:
+        COMPILED_MULTI_STAGE_SCHEMA(yaml.safe_load(path.read_bytes()))
+    except (yaml.YAMLError, Invalid) as error:
+        found = f"{path}: cut short, or not what DVC takes ({' '.join(str(error).split())})"
+        yield Finding("wrong", found, _restore(path))
+        return
+    stages = recorded.pipeline()
+    try:
+        missing = [name for name in recorded.stages() if name.partition("@")[0] not in stages]
+        missing += [
+            str(output.path)
+            for output in recorded.outputs()
+            if output.stage in stages and str(output.path) not in stages[output.stage]
+        ]
+    except NotChecked:  # nothing to hold it to
+        missing = []
+    if missing:
+        found = f"{path} lacks {listed(missing)}, which {recorded.LOCK} has"
+        if remedy := _restore(path):
+            yield Finding("wrong", f"{found}: cut short, or dvc repro has not run since it changed", remedy)
+        else:
+            yield Finding("note", f"{found}, of an earlier {path}")
+    else:
+        yield Finding("ok", f"{path}: whole, with {len(stages)} stages: {', '.join(stages)}")
+
+
+def lock() -> Iterator[Finding]:
+    """Check that dvc.lock is whole; raises `StageError`."""
+    from tools.check import refuse_a_broken_lock
+
+    refuse_a_broken_lock(recorded.LOCK)
+    stages = recorded.stages()
+    if unrecorded := recorded.unrecorded():
+        # DVC takes a file that was cut short at a fitting place for one of fewer stages or outputs.
+        found = f"{recorded.LOCK} does not record {listed(unrecorded)}: cut short, or dvc.yaml has changed since"
+        yield Finding("note", found, _restore(recorded.LOCK) or "dvc repro")
+    else:
+        yield Finding("ok", f"{recorded.LOCK}: whole, with {len(stages)} stages: {', '.join(stages)}")
+
+
+def git() -> Iterator[Finding]:
+    """Tell what is not committed, and what git or DVC cannot work with."""
+    try:
+        shallow = _git("rev-parse", "--is-shallow-repository").strip() == "true"
+    except FileNotFoundError:
+        yield Finding("wrong", "git is not installed or not on PATH; DVC needs it", "apt install git")
+        return
+    except subprocess.CalledProcessError as error:
+        if recorded.dvc_config()["core"].get("no_scm"):
+            raise NotChecked("not a git repository, and DVC is told so: core.no_scm") from None
+        said = error.stderr.strip().splitlines()[0].removeprefix("fatal: ")
+        remedy = "git init && git add --all && git commit"
+        if "dubious ownership" in said:
+            remedy = f"git config --global --add safe.directory {shlex.quote(str(Path.cwd()))}"
+        yield Finding("wrong", f"{said}; without git, dvc refuses to run", remedy)
+        return
+    findings = list(_uncommitted())
+    if shallow:
+        found = "a shallow clone: dvc metrics diff and tools.compare reach no older commit"
+        findings.append(Finding("note", found, "git fetch --unshallow"))
+    yield from findings or [Finding("ok", "all that git tracks is committed")]
+
+
+def _uncommitted() -> Iterator[Finding]:
+    entries = [(line[:2], line[3:]) for line in _git("status", "--porcelain").splitlines()]
+    unmerged = [name for state, name in entries if state in UNMERGED]
+    deleted = [name for state, name in entries if state in (" D", "D ")]
+    gone = [name for name in deleted if name.startswith(OUTPUTS)]
+    lost = [name for state, name in entries if state == " D" and name not in gone]
+    changed = [name for state, name in entries if state not in (*UNMERGED, "??") and name not in lost]
+    results = [name for name in changed if name.startswith(RESULTS)]
+    results += [name for state, name in entries if state == "??" and name == "dvc.lock"]
+    if "dvc.lock" in results and not _has_lock():
+        results.remove("dvc.lock")
+    if lost:
+        yield Finding(
+            "note",
+            f"gone from the workspace: {listed(lost)}; to have it again",
+            f"git checkout {shlex.join(lost)}",
+        )
+    if gone:
+        # DVC removes a stage's outputs before it runs: nothing of this is to be committed.
+        yield Finding(
+            "note", f"a run is going on, or did not end: {listed(gone)} are gone until it has", "dvc repro"
+        )
+        return
+    others = [name for name in changed if name not in (*results, "dvc.lock") and not _is_broken(name)]
+    if unmerged:
+        doing = next((name for path, name in UNDONE.items() if Path(_git_path(path)).exists()), "")
+        found = f"a {doing or 'merge'} is not done: {listed(unmerged)}; edit and add them, or give it up"
+        yield Finding("wrong", found, f"git {doing} --abort" if doing else "git reset --merge")
+    if results:
+        found = f"the results of the last run are not committed: {listed(results)}"
+        yield Finding("note", found, "git add dvc.lock metrics environment && git commit")
+    if others:
+        yield Finding("note", f"changed and not committed: {listed(others)}", "git commit --all")
+
+
+def _has_lock() -> bool:
+    """Whether dvc.lock is one to commit; what is wrong with it otherwise is told by its own look."""
+    try:
+        return not recorded.unrecorded()
+    except NotChecked:
+        return False
+
+
+def _is_broken(name: str) -> bool:
+    """Whether the file's own look finds it wrong, so that it is none to commit."""
+    look = {str(CONFIG): config, str(recorded.PIPELINE): pipeline}.get(name)
+    return look is not None and any(finding.state == "wrong" for finding in look())
+
+
+def _restore(path: Path) -> str:
+    """Return the command that brings back the last commit's version of the file; nothing where it is that one."""
+    try:
+        other = _git("diff", "--name-only", "HEAD", "--", str(path)).strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return f"git checkout {path}" if other else ""
+
+
+def _git_path(name: str) -> str:
+    return _git("rev-parse", "--git-path", name).strip()
+
+
+def _git(*arguments: str) -> str:
+    """Run git without letting it refresh its index, which `git status` otherwise writes."""
+    command = ["git", "-c", "core.quotePath=false", *arguments]
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout

@@ -1,0 +1,196 @@
+"""The figures of a run as the report names them: with intervals, and beside those of the last commit."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from stages.evaluation.scoring import wilson
+from tools.compare.gate import lower_is_better
+from tools.report import charts
+from tools.report.markup import SPACE, Markup, element, figure, frame_table, join, percent, table
+from tools.report.results import Results
+
+# In the order of the page. `train.` is before the keys of metrics/train.json, as some are in both files.
+NAMES = {
+    "accuracy": "Test accuracy",
+    "official_accuracy": "Official test accuracy",
+    "top": "Top-{} accuracy",
+    "loss": "Test loss, nats",
+    "brier": "Brier score",
+    "calibration_error": "Calibration error",
+    "precision_macro": "Precision, mean of classes",
+    "recall_macro": "Recall, mean of classes",
+    "f1_macro": "F1, mean of classes",
+    "roc_auc_macro": "ROC AUC, mean of classes",
+    "kappa": "Cohen's kappa",
+    "matthews": "Matthews coefficient",
+    "train.val_accuracy": "Validation accuracy",
+    "train.val_loss": "Validation loss, nats",
+    "train.accuracy": "Training accuracy",
+    "train.loss": "Training loss, nats",
+    "train.parameters": "Parameters",
+    "train.epoch": "Epoch of the weights",
+}
+NOT_FIGURES = re.compile(r".*(schema_version|_low|_high|test_images)")
+TOP = re.compile(r"top_(\d+)_accuracy")
+NEITHER_IS = ("train.parameters", "train.epoch")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure: its key in `NAMES`, its name, its value, and its 95 % interval if it has one."""
+
+    key: str
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+
+
+def figures(train: dict[str, Any], evaluation: dict[str, Any], validation_images: int) -> dict[str, Figure]:
+    """Return every number of both files by key, those that `NAMES` does not know last.
+
+    An interval is the file's own (keys with _low and _high), else Wilson's where it is a share of images.
+    """
+    values = evaluation | {f"train.{name}": value for name, value in train.items()}
+    # Absent keys are those that a commit's older code did not write yet.
+    tested, official = evaluation.get("test_images"), evaluation.get("official_test_images")
+    if official == tested:
+        values.pop("official_accuracy", None)  # the test accuracy again
+    images = {"official_accuracy": official, "train.val_accuracy": validation_images}
+    found = []
+    for key, value in values.items():
+        if not isinstance(value, int | float) or NOT_FIGURES.fullmatch(key):
+            continue
+        top = TOP.fullmatch(key)
+        count = tested if top else images.get(key)
+        interval = None
+        if f"{key}_low" in values:
+            interval = (values[f"{key}_low"], values[f"{key}_high"])
+        elif count:
+            interval = wilson(round(value * count), count)
+        words = NAMES["top"].format(top[1]) if top else NAMES.get(key, key.replace("_", " "))
+        found.append(Figure(key, words, value, interval))
+    order = list(NAMES)
+    found.sort(key=lambda figure: _place(order, figure.key))
+    return {figure.key: figure for figure in found}
+
+
+def of_run(run: Results) -> dict[str, Figure]:
+    """Return the figures of the run."""
+    return figures(run.train, run.evaluation, run.statistics.splits["validation"].images)
+
+
+def of_last_commit(run: Results) -> dict[str, Figure]:
+    """Return those of the last commit; none where it has none, or has them of other data."""
+    if run.committed is None or not _same_data(run):
+        return {}
+    return figures(*run.committed, validation_images=0)  # which it does not say: no interval
+
+
+def tiles(run: Results) -> Markup:
+    """Return the few figures that come first, large."""
+    found, before = of_run(run), of_last_commit(run)
+    keys = [
+        "accuracy",
+        *(["official_accuracy"] if "official_accuracy" in found else []),
+        *filter(TOP.fullmatch, found),
+        "train.val_accuracy",
+        "f1_macro",
+        "loss",
+        "calibration_error",
+    ]
+    return join(_tile(found[key], before.get(key)) for key in keys)
+
+
+def beside(run: Results) -> str:
+    """Return a sentence on what the figures are compared with."""
+    if run.commit is None:
+        return "There is no commit to compare with."
+    if run.committed is None:
+        return f"The last commit, {run.commit}, has no metrics to compare with."
+    if not _same_data(run):
+        edition = run.committed[1].get("dataset_edition", "unnamed")
+        return f"The last commit, {run.commit}, has metrics of other data: {edition}."
+    same = run.committed == (run.train, run.evaluation)
+    return f"The last commit is {run.commit}{'; it has the same figures' if same else ''}."
+
+
+def intervals(run: Results) -> Markup:
+    """Return the figures that have an interval as a chart, those of the last commit below each."""
+    found, before = of_run(run), of_last_commit(run)
+    rows = []
+    for key, shown in found.items():
+        for when, one in (("this run", shown), ("last commit", before.get(key))):
+            if shown.interval is not None and one is not None:
+                low, high = one.interval or (one.value, one.value)
+                rows.append({"figure": one.name, "run": when, "value": one.value, "low": low, "high": high})
+    frame = pd.DataFrame(rows)
+    summary = (
+        f"From {len(run.labels):,} test images, the accuracy on images of this kind is between "
+        f"{_range(found['accuracy'], 'and')}, with 95{SPACE}% confidence."
+    )
+    formats = {"figure": "", "run": "", "value": ".4f", "low": ".4f", "high": ".4f"}
+    title = "Shares of images, with their intervals"
+    drawing = charts.svg(charts.intervals(frame), f"Points on lines, a line a figure. {summary}")
+    return figure("intervals", title, summary, drawing, frame_table(title, frame, formats))
+
+
+def every(run: Results) -> Markup:
+    """Return the table of all figures."""
+    before = of_last_commit(run)
+    rows = []
+    for key, shown in of_run(run).items():
+        earlier = before.get(key)
+        spread = "" if shown.interval is None else "{:.4f} to {:.4f}".format(*shown.interval)
+        old, change = ("", "") if earlier is None else (_number(earlier.value), _change(shown, earlier))
+        rows.append([shown.name, _number(shown.value), spread, old, change])
+    headers = ["", "this run", "95 % interval", *(["last commit", "change"] if before else [])]
+    return table("Every figure", headers, [row[: len(headers)] for row in rows], "-nnnn"[: len(headers)])
+
+
+def _place(order: list[str], key: str) -> int:
+    key = "top" if TOP.fullmatch(key) else key
+    return order.index(key) if key in order else len(order)
+
+
+def _same_data(run: Results) -> bool:
+    return run.committed is not None and run.committed[1].get("dataset_sha256") == run.evaluation["dataset_sha256"]
+
+
+def _tile(shown: Figure, before: Figure | None) -> Markup:
+    parts = [
+        element("span", shown.name, class_="name"),
+        element("strong", _large(shown)),
+        element("span", _range(shown) if shown.interval else "", class_="aside"),
+        element("span", f"last commit {_large(before)}" if before else "", class_="aside"),
+    ]
+    return element("li", join(parts))
+
+
+def _large(shown: Figure) -> str:
+    return percent(shown.value) if "accuracy" in shown.key else f"{shown.value:.3f}"
+
+
+def _range(shown: Figure, word: str = "to") -> str:
+    low, high = shown.interval or (shown.value, shown.value)
+    return f"{100 * low:.1f} {word} {100 * high:.1f}{SPACE}%"
+
+
+def _number(value: float) -> str:
+    return _signed(f"{value:.4f}" if isinstance(value, float) else f"{value:,}")
+
+
+def _change(shown: Figure, before: Figure) -> str:
+    difference = shown.value - before.value
+    if not difference:
+        return "none"
+    if shown.key in NEITHER_IS:
+        return _signed(f"{difference:+,}")
+    better = (difference < 0) == lower_is_better(shown.key)
+    return _signed(f"{difference:+.4f}, {'better' if better else 'worse'}")
+
+
+def _signed(number: str) -> str:
+    return number.replace("-", "\N{MINUS SIGN}")

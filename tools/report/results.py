@@ -1,0 +1,235 @@
+"""What the last run left, read together and held to be of one run; and what the last commit says of the same."""
+
+import hashlib
+import json
+import subprocess
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jsonschema
+import numpy as np
+import pandas as pd
+from jsonschema import ValidationError
+from numpy.typing import NDArray
+
+from stages.common import params
+from stages.common.failure import StageError
+from stages.common.records import Source, Statistics, read_record, read_split
+from stages.common.splits import Split
+from stages.evaluation.results import SCHEMA
+from tools.metrics import flat, parse
+from tools.report import experiments
+from tools.report.experiments import Experiment
+
+T = TypeVar("T")
+
+# What the report reads of each file in metrics/. A class may be called 7, or NA: names stay text.
+_TRAINING = {key: {"type": "number"} for key in ("accuracy", "loss", "val_accuracy", "val_loss", "parameters")}
+SCHEMAS: dict[str, Any] = {
+    "train": {
+        "type": "object",
+        "required": [*_TRAINING, "model_sha256"],
+        "properties": {**_TRAINING, "model_sha256": {"type": "string"}},
+    },
+    "evaluation": json.loads(SCHEMA.read_bytes()),
+}
+COLUMNS: dict[str, dict[str, type]] = {
+    "history": {"epoch": int, "loss": float, "accuracy": float, "val_loss": float, "val_accuracy": float},
+    "per_class": {
+        "class": str,
+        "support": int,
+        "predicted": int,
+        "precision": float,
+        "recall": float,
+        "f1": float,
+        "roc_auc": float,
+    },
+    "confusion": {"label": str, "predicted": str, "count": int},
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """One run.
+
+    history, per_class, confusion: the tables of metrics/. labels: int64 (N,), an index into `classes`;
+    probabilities: float32 (N, classes); test, training: raw splits, uint8. filters: the first convolution's
+    weights, float32 (height, width, channels, filters), or None without one. train_log, evaluate_log: None
+    where logs/ was removed. commit: the last one's hash and subject, if there is one; committed: its
+    metrics/train.json and evaluation.json, if it has both. chosen: the params that the run used; changed:
+    dotted keys whose value in params.yaml is another by now. outputs: path, md5 and size of each. experiments: the
+    last commit's, and before them itself.
+    """
+
+    train: dict[str, Any]
+    evaluation: dict[str, Any]
+    history: pd.DataFrame
+    per_class: pd.DataFrame
+    confusion: pd.DataFrame
+    statistics: Statistics
+    labels: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    test: Split
+    training: Split
+    filters: NDArray[np.float32] | None
+    train_log: dict[str, Any] | None
+    evaluate_log: dict[str, Any] | None
+    commit: str | None
+    committed: tuple[dict[str, Any], dict[str, Any]] | None
+    chosen: dict[str, Any]
+    changed: list[str]
+    outputs: list[dict[str, Any]]
+    experiments: list[Experiment]
+
+    @property
+    def classes(self) -> list[str]:
+        """The names, in the order of the labels."""
+        return self.statistics.classes
+
+
+def read(folder: Path) -> Results:
+    """Read the run of the checkout at `folder`; `StageError` where a part is missing or of another run."""
+    metrics, raw, model = folder / "metrics", folder / "data" / "raw", folder / "models" / "model.keras"
+    train, evaluation = (_read(metrics / f"{name}.json", _figures) for name in SCHEMAS)
+    history, per_class, confusion = (_read(metrics / f"{name}.csv", _table) for name in COLUMNS)
+    statistics = read_record(folder / "data" / "processed" / "statistics.json", Statistics)
+    source = read_record(raw / "source.json", Source)
+    test, training = (read_split(raw, name, source) for name in ("test", "train"))
+    labels, probabilities = _predictions(folder / "data" / "predictions.csv", statistics.classes)
+    archive = _read(model, Path.read_bytes)
+    _one_run(folder, train, evaluation, hashlib.sha256(archive).hexdigest(), test, labels, probabilities)
+    _read(folder / "dvc.lock", Path.read_bytes)  # first, as `params.read` has another remedy for a missing file
+    stages = params.read(folder / "dvc.lock")["stages"].values()
+    chosen = {
+        section: choices
+        for stage in stages
+        for section, choices in stage.get("params", {}).get("params.yaml", {}).items()
+    }
+    return Results(
+        train=train,
+        evaluation=evaluation,
+        history=history,
+        per_class=per_class,
+        confusion=confusion,
+        statistics=statistics,
+        labels=labels,
+        probabilities=probabilities,
+        test=test,
+        training=training,
+        filters=first_filters(archive),
+        train_log=_log(folder / "logs" / "train.json"),
+        evaluate_log=_log(folder / "logs" / "evaluate.json"),
+        commit=_git(folder, "log", "-1", "--format=%h (%s)"),
+        committed=_committed(folder),
+        chosen=chosen,
+        changed=differing(chosen, params.read(folder / "params.yaml")),
+        outputs=[out for stage in stages for out in stage["outs"]],
+        experiments=experiments.read(folder),
+    )
+
+
+def first_filters(archive: bytes) -> NDArray[np.float32] | None:
+    """Return the first convolution's weights out of a .keras file, without loading TensorFlow."""
+    import h5py  # here, as it costs a third of a second that a missing run need not wait for
+
+    with zipfile.ZipFile(BytesIO(archive)) as members, members.open("model.weights.h5") as file:
+        # Keras numbers the layers of a class in the order of the network: conv2d, conv2d_1 and so on.
+        weights = h5py.File(BytesIO(file.read())).get("layers/conv2d/vars/0")
+        return None if weights is None else weights[()]
+
+
+def differing(used: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the dotted keys whose values are not the same in both, in alphabetical order."""
+    ours, theirs = flat(used), flat(now)
+    return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+
+
+def _read(path: Path, reader: Callable[[Path], T]) -> T:
+    try:
+        return reader(path)
+    except FileNotFoundError:
+        raise StageError(f"{path}: no such file; run: dvc repro") from None
+    except (ValueError, ValidationError) as error:  # cut short, or with git's conflict marks in it
+        reason = error.message if isinstance(error, ValidationError) else str(error).strip()
+        raise StageError(f"{path}: not what a stage writes ({reason}); run: dvc repro") from None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return parse(path.read_bytes(), str(path))
+
+
+def _figures(path: Path) -> dict[str, Any]:
+    content = _json(path)
+    jsonschema.validate(content, SCHEMAS[path.stem])
+    return content
+
+
+def _table(path: Path) -> pd.DataFrame:
+    columns = COLUMNS[path.stem]
+    table = pd.read_csv(path, dtype=columns, usecols=list(columns), na_filter=False)
+    if table.empty:
+        raise ValueError("no row in it")
+    return table
+
+
+def _predictions(path: Path, classes: list[str]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    columns = [f"probability_{name}" for name in classes]
+    types: dict[str, Any] = {"label": str, "prediction": str, **dict.fromkeys(columns, np.float32)}
+    table = _read(path, lambda path: pd.read_csv(path, dtype=types, na_filter=False))
+    numbers = {name: number for number, name in enumerate(classes)}
+    try:
+        labels = np.array([numbers[name] for name in table["label"]], dtype=np.int64)
+        return labels, table[columns].to_numpy(dtype=np.float32)
+    except KeyError as error:
+        raise StageError(f"{path}: no class or column {error} in it; run: dvc repro") from None
+
+
+def _one_run(
+    folder: Path,
+    train: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    model_sha256: str,
+    test: Split,
+    labels: NDArray[np.int64],
+    probabilities: NDArray[np.float32],
+) -> None:
+    """Raise `StageError` unless figures, model, predictions and pictures belong together."""
+    for name, figures in (("train", train), ("evaluation", evaluation)):
+        if figures["model_sha256"] != model_sha256:
+            raise StageError(
+                f"{folder / 'metrics' / name}.json: of model {figures['model_sha256'][:12]}, and "
+                f"models/model.keras is {model_sha256[:12]}; run: dvc repro"
+            )
+    accuracy = float((probabilities.argmax(axis=1) == labels).mean())
+    if not np.array_equal(labels, test.labels) or accuracy != evaluation["accuracy"]:
+        raise StageError(
+            f"{folder / 'data' / 'predictions.csv'}: {len(labels):,} rows with accuracy {accuracy:.4f} are not "
+            f"those of metrics/evaluation.json and data/raw/test.npz; run: dvc repro"
+        )
+
+
+def _log(path: Path) -> dict[str, Any] | None:
+    return _read(path, _json) if path.exists() else None
+
+
+def _committed(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    train, evaluation = (_committed_figures(folder, f"metrics/{name}.json") for name in SCHEMAS)
+    return None if train is None or evaluation is None else (train, evaluation)
+
+
+def _committed_figures(folder: Path, name: str) -> dict[str, Any] | None:
+    content = _git(folder, "show", f"HEAD:./{name}")
+    return None if content is None else parse(content.encode(), f"{name} of the last commit")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints; None where there is no git, no commit or no such file in it."""
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, encoding="utf-8", check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,48 @@
+"""Do the recorded figures follow from the recorded confusion? Each is in git, and one alone is easily edited."""
+
+import csv
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from stages.common.failure import StageError
+from stages.evaluation import scoring
+
+EVALUATION, CONFUSION = "metrics/evaluation.json", "metrics/confusion.csv"
+OF_COUNTS = (
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "f1_macro",
+    "kappa",
+    "matthews",
+    "precision_macro",
+    "recall_macro",
+)
+
+
+def contradicted(folder: Path) -> list[str]:
+    """Return in words which figures of the evaluation in `folder` are not those of its confusion.
+
+    Nothing where one of the two is missing. Raises `StageError` when one of them cannot be read.
+    """
+    evaluation, confusion = folder / EVALUATION, folder / CONFUSION
+    if not evaluation.is_file() or not confusion.is_file():
+        return []
+    try:
+        figures = json.loads(evaluation.read_bytes())
+        with confusion.open(encoding="utf-8", newline="") as file:
+            counts = np.array([int(row["count"]) for row in csv.DictReader(file)])
+        classes = math.isqrt(len(counts))
+        labels, predicted = np.indices((classes, classes)).reshape(2, -1).repeat(counts, axis=1)
+        # Sure of each prediction: what does not depend on how sure the model was comes out the same.
+        found = scoring.score(labels, np.eye(classes)[predicted], k=1)
+        return [
+            f"{name} is {figures[name]:.6g} in git, and {found[name]:.6g} by the counts of {CONFUSION} there"
+            for name in OF_COUNTS
+            if name in figures and not math.isclose(figures[name], found[name], rel_tol=1e-9, abs_tol=1e-12)
+        ]
+    except (ValueError, TypeError, LookupError, OverflowError, StageError) as error:
+        raise StageError(f"{EVALUATION} and {CONFUSION} cannot be held to each other ({error})") from None

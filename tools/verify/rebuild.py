@@ -1,0 +1,144 @@
+"""A revision, cloned into an empty folder and made anew there, with nothing that an earlier run left.
+
+The clone has an empty DVC cache and run cache of its own, and no dvc.lock: so every stage runs. Of the person's
+own, only the sources and the cache of downloads are used, whose bytes the stage download checks.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from stages.common.failure import StageError
+from stages.common.params import read
+from tools.verify.lock import NAME, Lock, read_lock
+
+# What a person or a git hook may have set, and would make another run of it.
+REMOVED = ("DVC_", "GIT_", "PYTHONPATH", "PYTHONSAFEPATH")
+GRACE = 2.0  # seconds for killed processes to be gone, before their folder is removed
+
+
+@contextmanager
+def workplace(named: Path | None) -> Iterator[Path]:
+    """Yield an empty folder: a temporary one, removed in the end, or `named`, which is kept."""
+    if named is None:
+        with tempfile.TemporaryDirectory(prefix="verify-") as folder:
+            yield Path(folder).resolve()
+        return
+    named.mkdir(parents=True, exist_ok=True)
+    if any(named.iterdir()):
+        raise StageError(f"{named}: not empty; name another folder, or remove it: rm -r {named}")
+    yield named.resolve()
+
+
+def find_commit(revision: str) -> str:
+    """Return the commit's hash; `StageError` when `revision` names none of the repository at hand."""
+    _git(Path.cwd(), "rev-parse", "--git-dir")  # outside a checkout, git says so
+    if not revision:  # in CI, a variable that nobody set
+        raise StageError("the revision is empty; name a commit, a tag or a branch")
+    found = _git(
+        Path.cwd(), "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", check=False
+    )
+    if not found:
+        raise StageError(
+            f"{revision}: no commit of this repository; name one, a tag or a branch, or run: git fetch"
+        )
+    return found
+
+
+def clean() -> bool:
+    """Tell whether the working directory has nothing but what is committed."""
+    return not _git(Path.cwd(), "status", "--porcelain")
+
+
+def clone(commit: str, folder: Path) -> None:
+    """Bring `commit` of the repository at hand into the new `folder`, as another person would have it."""
+    source = _git(Path.cwd(), "rev-parse", "--show-toplevel")
+    _git(Path.cwd(), "clone", "--quiet", "--shared", "--no-checkout", "--", source, str(folder))
+    _git(folder, "checkout", "--quiet", "--detach", commit)
+
+
+def set_aside(paths: Iterable[str], folder: Path, to: Path) -> None:
+    """Move committed outputs out of the clone, so that nothing of them is in what is made anew."""
+    for path in paths:
+        if (folder / path).exists():
+            (to / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(folder / path, to / path)
+
+
+def rebuild(folder: Path, stage: str | None) -> Lock:
+    """Run all stages in `folder`, or up to `stage`, and return the new dvc.lock.
+
+    What the stages say goes to standard error. Raises `StageError` when one fails, which has told why.
+    """
+    names = list(read(folder / "dvc.yaml").get("stages") or {})
+    if stage and stage not in names:
+        raise StageError(f"--stage {stage}: no stage of dvc.yaml; name one of {', '.join(names)}")
+    # A person's or the repository's configuration may name a shared cache, in which the outputs are.
+    (folder / ".dvc" / "config.local").write_text("[cache]\n    dir = cache\n", encoding="utf-8")
+    wanted = [stage] if stage else names
+    for number, name in enumerate(wanted, 1):
+        began = time.monotonic()
+        step = f"[{number}/{len(wanted)}] {name}"
+        say(f"{step}{' and the stages before it' if stage else ''}")
+        # DVC's standard output, which would say to commit the lock and to push, is not for the clone.
+        if code := _run([sys.executable, "-m", "dvc", "repro", name], folder):
+            ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+            raise StageError(f"the rebuild stopped in {name} ({ended}); its own message is above")
+        say(f"{step}: {time.monotonic() - began:.0f} s")
+    return read_lock(folder / NAME, f" of {folder}")
+
+
+def say(message: str) -> None:
+    """Tell the person who waits."""
+    print(f"verify: {message}", file=sys.stderr, flush=True)
+
+
+def _run(command: Sequence[str], folder: Path) -> int:
+    """Run a command in `folder` to its end; when interrupted, kill all that it started before anything else."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED)}
+    environment = {
+        **kept,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', os.defpath)}",
+        "DVC_SITE_CACHE_DIR": str(folder.parent / "dvc" / "site"),
+        "DVC_GLOBAL_CONFIG_DIR": str(folder.parent / "dvc" / "global"),
+        "DVC_SYSTEM_CONFIG_DIR": str(folder.parent / "dvc" / "system"),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    # In a session of its own: DVC passes no signal on to its stage, and a Ctrl-C is answered here, in one line.
+    with subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+    ) as process:
+        try:
+            return process.wait()
+        except BaseException:
+            _kill_session(process)
+            raise
+
+
+def _kill_session(process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + GRACE
+    try:
+        while time.monotonic() < deadline:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.poll()
+            time.sleep(0.05)
+    except (ProcessLookupError, PermissionError):  # macOS says the latter of what is dead and not yet waited for
+        return
+
+
+def _git(folder: Path, *arguments: str, check: bool = True) -> str:
+    try:
+        done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        raise StageError("git is not installed or not in PATH; install it") from None
+    if check and done.returncode:
+        reason = done.stderr.strip().rpartition("\n")[2] or f"exit code {done.returncode}"
+        raise StageError(f"{folder}: git {arguments[0]} failed ({reason}); correct that, then run again")
+    return done.stdout.strip()
