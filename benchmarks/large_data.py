@@ -86,7 +86,11 @@ def make(folder: Path, sparse: list[float], written: list[float]) -> dict[str, s
             name = f"{kind} {size:g} GB"
             path = WithHoles(folder / f"{kind}-{size:g}.npz")
             began = time.perf_counter()
-            splits.write(path, splits.Parts((count, *SHAPE), (part for _ in range(count // PART))), labels)
+            splits.write(
+                path,
+                splits.ChunkedArray((count, *SHAPE), block.dtype, (part for _ in range(count // PART))),
+                labels,
+            )
             print(f"made {name}: {count:,} images in {time.perf_counter() - began:.0f} s", flush=True)
             files[name] = str(path)
     return files

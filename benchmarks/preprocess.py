@@ -33,7 +33,8 @@ records = {}
 for name, count in (("train", 50_000 * scale), ("test", 10_000 * scale)):
     labels = (np.arange(count) % 10).astype(np.uint8)
     batches = (rng.integers(0, 256, (500, 32, 32, 3), dtype=np.uint8) for _ in range(count // 500))
-    digest = splits.write(raw / f"{name}.npz", splits.Parts((count, 32, 32, 3), batches), labels)
+    images = splits.ChunkedArray((count, 32, 32, 3), labels.dtype, batches)
+    digest = splits.write(raw / f"{name}.npz", images, labels)
     records[name] = {"images": count, "shape": [32, 32, 3], "class_counts": [count // 10] * 10,
                      "official": 0, "sha256": digest}
 dataset = {"name": "random", "sha256": "", "edition": ""}

@@ -1,10 +1,11 @@
-"""Stage 1: bring the dataset that params.yaml names, as its source has it.
+"""Stage 1: fetches the dataset that params.yaml names and writes it unchanged, as raw splits.
 
-Run as `python -m stages.download`, with the options of `--help`; `dvc repro` does. Writes train.npz,
-test.npz and source.json to data/raw. Where the bytes come from is not a choice that changes a result, so it
-is given from outside: DATASET_SOURCES is a list, separated by spaces and quoted as in a shell, of copies
-(file:// or a path) and mirrors (http:// or https://) to try first; DATASET_CACHE is the folder that keeps
-what was fetched.
+    python -m stages.download --out data/raw
+
+Writes train.npz, test.npz and source.json, which describes them. Where the bytes come from does not affect the
+results, so it is set in the environment: DATASET_SOURCES lists local copies (a path or file://) and mirrors
+(http:// or https://) to try first, separated by spaces and quoted as in a shell; DATASET_CACHE is the folder for
+fetched archives.
 """
 
 import argparse
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def save(dataset: Dataset, out: Path) -> None:
-    """Write both splits and source.json, which says what they are and what the next stage must find."""
+    """Write both splits, and source.json, which describes them."""
     require_space(out, sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.test)))
     classes = len(dataset.classes)
     source = Source(

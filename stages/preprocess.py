@@ -1,8 +1,9 @@
-"""Stage 2: scale the pixels, one-hot the labels, and set part of the training images aside for validation.
+"""Stage 2: scales the pixels, one-hot encodes the labels, and splits validation images off the training images.
 
-Run as `python -m stages.preprocess`, with the options of `--help`; `dvc repro` does. Reads train.npz,
-test.npz and source.json of data/raw; writes train.npz, validation.npz, test.npz and statistics.json, which
-says what they are, to data/processed. The memory it needs does not grow with the images.
+    python -m stages.preprocess --raw data/raw --out data/processed
+
+Reads train.npz, test.npz and source.json; writes train.npz, validation.npz, test.npz and statistics.json, which
+describes them. Memory use does not depend on the number of images.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ class PreprocessParams(Section):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, load, call; `preprocess` saves."""
+    """Parse, load, call."""
     options = _parse(arguments)
     params = load(options.params, "preprocess", PreprocessParams)
     with exclusive(options.out):
@@ -43,37 +44,39 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
-    """Write the processed splits of the raw ones to `out`.
+    """Read the raw splits in `raw` and write the processed ones to `out`.
 
-    Raises `StageError` when what is in `raw` is not what source.json says, when a split would be empty or
-    cannot be standardized, and when the disk is too full.
+    Raises `StageError` when the raw splits do not match source.json, when a split would be empty or cannot be
+    standardized, and when the disk is too full.
     """
     source = read_record(raw / "source.json", Source)
     train, test = read_split(raw, "train", source), read_split(raw, "test", source)
     shape, classes = train.images.shape[1:], len(source.classes)
     if test.images.shape[1:] != shape:
         found = test.images.shape[1:]
-        raise splits.changed(raw / "test.npz", f"images of {shape}, as in train.npz, expected, {found} found")
+        raise splits.damaged(raw / "test.npz", f"expected images {shape}, as in train.npz, found {found}")
     kept, held_out = choose_validation(train.labels, params)
-    parts = {
+    chosen = {
         "train": (train, kept, source.splits["train"]),
         "validation": (train, held_out, source.splits["train"]),
         "test": (test, np.arange(len(test.labels)), source.splits["test"]),
     }
-    size = sum(len(indices) * (math.prod(shape) + classes) * 4 + 4096 for _, indices, _ in parts.values())
+    size = sum(len(indices) * (math.prod(shape) + classes) * 4 + 4096 for _, indices, _ in chosen.values())
     require_space(out, size)
 
     mean, std = channel_statistics(train, kept)
     by_channel = (mean, std) if params.scaling == "standardize" else None
     records = {}
-    for name, (split, indices, record) in parts.items():
+    for name, (split, indices, record) in chosen.items():
         labels = split.labels[indices]
-        images = splits.Parts((len(indices), *shape), scale(split.chunks(indices), by_channel))
+        images = splits.ChunkedArray(
+            (len(indices), *shape), np.dtype(np.float32), scale(split.chunks(indices), by_channel)
+        )
         records[name] = SplitRecord(
             images=len(indices),
             shape=list(shape),
             class_counts=np.bincount(labels, minlength=classes).tolist(),
-            official=int(np.count_nonzero(indices < record.official)),  # the first: indices ascend
+            official=int(np.count_nonzero(indices < record.official)),  # the first ones: indices ascend
             sha256=splits.write(out / f"{name}.npz", images, np.eye(classes, dtype=np.float32)[labels]),
         )
     statistics = Statistics(
@@ -88,19 +91,19 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
 
 
 def choose_validation(
-    labels: NDArray[np.uint8], params: PreprocessParams
+    labels: NDArray[np.integer[Any]], params: PreprocessParams
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the ascending indices, int64, of the images to train on and of those held out for validation.
+    """Return the ascending int64 indices of the images for training and of those for validation.
 
-    labels: uint8 (N,). As many are held out as by Keras's `validation_split`. "last": the last ones.
-    "stratified": of each class its share, by largest remainder, drawn with `seed`.
+    labels: uint8 or uint16 (N,). Holds out as many images as Keras's `validation_split` would. "last": the last
+    ones. "stratified": the same fraction of each class, by largest remainder, drawn with `seed`.
     """
     total = len(labels)
     held_out = total - math.floor(total * (1 - params.validation_fraction))
     if not 0 < held_out < total:
         raise StageError(
             f"preprocess.validation_fraction: {params.validation_fraction} of {total} images leaves "
-            f"{total - held_out} to train on and {held_out} for validation; use another fraction"
+            f"{total - held_out} for training and {held_out} for validation; use another fraction"
         )
     chosen = np.zeros(total, dtype=bool)
     if params.validation_split == "last":
@@ -109,7 +112,7 @@ def choose_validation(
         counts = np.bincount(labels)
         quotas, remainders = np.divmod(counts * held_out, total)
         quotas[np.argsort(-remainders, kind="stable")[: held_out - quotas.sum()]] += 1
-        # Sorting raw words, as NumPy promises PCG64's stream for ever, but not that of permutation().
+        # NumPy guarantees the stream of PCG64 across versions, but not the result of permutation().
         order = np.argsort(np.random.PCG64(params.seed).random_raw(total), kind="stable")
         for label, quota in enumerate(quotas):
             chosen[order[labels[order] == label][:quota]] = True
@@ -118,7 +121,7 @@ def choose_validation(
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.preprocess", description=__doc__.partition("\n")[0])
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the pipeline's choices")
+    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="the params file")
     parser.add_argument("--raw", type=Path, default=Path("data/raw"), help="folder of the raw splits")
     parser.add_argument("--out", type=Path, default=Path("data/processed"), help="folder of the results")
     return parser.parse_args(arguments)

@@ -80,7 +80,7 @@ def test_full_disk_is_noticed_before_anything_is_written(tmp_path: Path) -> None
     free = os.statvfs(tmp_path).f_bavail * os.statvfs(tmp_path).f_frsize
     from stages.common.outputs import require_space
 
-    with pytest.raises(StageError, match=r"MB are needed and .* MB are free"):
+    with pytest.raises(StageError, match=r"not enough disk space"):
         require_space(tmp_path, free * 2)
 
 

@@ -140,7 +140,7 @@ def _repro_until_done(project: Project) -> str:
             assert "dvc.lock: cut short" in checked, checked
             (project.folder / "dvc.lock").unlink()  # what it says to do where no commit has the file
             continue
-        assert "is being written by process" in done.stderr, errors
+        assert "is locked by process" in done.stderr, errors
         assert time.monotonic() < deadline, errors
         time.sleep(0.5)
 

@@ -144,7 +144,7 @@ def test_a_second_trainer_is_refused_while_the_first_lives(
     training.send_signal(signal.SIGSTOP)  # alive, as a trainer whose `dvc` was killed
     second = project.run(*COMMAND, check=False)
     assert second.returncode == 1
-    assert f"is being written by process {training.pid}" in second.stderr
+    assert f"is locked by process {training.pid}" in second.stderr
     assert len(second.stderr.splitlines()) == 1
     os.kill(training.pid, signal.SIGCONT)
 

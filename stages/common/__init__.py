@@ -1,1 +1,1 @@
-"""What every stage uses; nothing here loads TensorFlow."""
+"""What every stage uses. Nothing here imports TensorFlow."""

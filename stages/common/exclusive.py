@@ -1,4 +1,4 @@
-"""One process at a time for each stage: what is left of a killed run must not write beside the next one."""
+"""Locks an output folder: a stage that outlives a killed `dvc` must not write into it beside the next run."""
 
 import fcntl
 import os
@@ -11,10 +11,10 @@ from stages.common.failure import StageError
 
 @contextmanager
 def exclusive(folder: Path) -> Iterator[None]:
-    """Hold the right to write into `folder`, or raise `StageError` naming the process that has it.
+    """Lock `folder` for writing; raises `StageError` with the process ID if another process has locked it.
 
-    The system releases it when the process ends, however it ends. When `dvc` is killed its stage goes on; a
-    new `dvc repro` is then refused here until that stage is done or stopped.
+    The operating system releases the lock when the process ends, however it ends. Killing `dvc` does not stop
+    its stage: until that stage has finished or is killed, the next `dvc repro` stops here.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+", encoding="utf-8") as file:
@@ -24,13 +24,13 @@ def exclusive(folder: Path) -> Iterator[None]:
             file.seek(0)
             holder = file.read().strip() or "unknown"
             raise StageError(
-                f"{folder}/ is being written by process {holder}, left over from an earlier run perhaps; wait for "
-                f"it, or stop it: kill {holder}"
+                f"{folder}/ is locked by process {holder}, possibly left over from an earlier run; wait until it "
+                f"has finished, or stop it: kill {holder}"
             ) from None
         file.truncate(0)
         try:
             os.write(file.fileno(), str(os.getpid()).encode())
         except OSError as error:
-            error.filename = file.name  # a write to a full disk fails without saying which
+            error.filename = file.name  # when the disk is full, write() does not name the file
             raise
         yield

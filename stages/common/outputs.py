@@ -1,4 +1,4 @@
-"""Write an output so that nobody ever sees half of it: a temporary name, sync, then move."""
+"""Writes outputs atomically: to a temporary name, synced, then renamed."""
 
 import json
 import math
@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from stages.common.failure import StageError
 
-if TYPE_CHECKING:  # the stages that write tables have imported it, and the others start without
+if TYPE_CHECKING:  # stages that write no tables start faster without it
     import pandas as pd
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; when the block ends well, sync it and move it to `path`.
+    """Yield a temporary path beside `path`; when the block succeeds, sync it and rename it to `path`.
 
-    The temporary name is a fixed one (`NAME.partial`), so that what a killed run left behind is
-    overwritten by the next instead of piling up. When the block raises, it is removed and `path` is as
-    it was; an `OSError` that names no file then names `path`.
+    The temporary name is always `NAME.partial`, so the next run overwrites what a killed one left behind. If the
+    block raises, the temporary file is removed and `path` is unchanged; an `OSError` without a file name gets
+    `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -33,13 +33,13 @@ def replacing(path: Path) -> Iterator[Path]:
     except BaseException as error:
         partial.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a write to a full disk fails without saying which file
+            error.filename = str(path)  # when the disk is full, write() does not name the file
         raise
     sync_folder(path.parent)
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` as durable as the files: a rename survives a power cut only after this."""
+    """Sync the directory itself, so that a rename in it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -48,9 +48,9 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write `content` as JSON that git and `dvc metrics` read well: sorted keys, a final newline.
+    """Write `content` as JSON with sorted keys and a final newline, for git and `dvc metrics`.
 
-    Raises `StageError` when a number is not finite: a NaN in a metric means that the run went wrong.
+    Raises `StageError` when a number is not finite.
     """
     for key, value in _leaves(content):
         if isinstance(value, float) and not math.isfinite(value):
@@ -61,19 +61,19 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:
-    """Write `table` as CSV with a header and without its index."""
+    """Write `table` as CSV with a header, without the index."""
     with replacing(path) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")
 
 
 def require_space(folder: Path, size: int) -> None:
-    """Raise `StageError` unless `folder`'s disk has `size` bytes free; called before the work, not after."""
+    """Raise `StageError` unless the disk of `folder` has `size` bytes free."""
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     if free < size:
         needed = -(-size // 10**6)
         raise StageError(
-            f"{folder}: {needed:,} MB are needed and {free // 10**6:,} MB are free; make room and run again"
+            f"{folder}: not enough disk space ({needed:,} MB needed, {free // 10**6:,} MB free); free some"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a stage says of the splits that it wrote, as JSON beside them; the next stage holds them to it."""
+"""The JSON records that a stage writes beside its splits; the next stage checks the splits against them."""
 
 from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
@@ -7,15 +7,15 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.common.failure import StageError
-from stages.common.splits import Split, changed, read
+from stages.common.splits import Split, damaged, read
 
 R = TypeVar("R", bound="Record")
 
 
 class SplitRecord(BaseModel):
-    """A split: how many images of which (H, W, C), how many of each class, and its digest.
+    """A split: its number of images, their shape (H, W, C), the number of images of each class, and its digest.
 
-    official: how many of its first images are byte for byte those that the dataset's authors published.
+    official: how many of its first images are identical to those that the dataset's authors published.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -28,7 +28,7 @@ class SplitRecord(BaseModel):
 
 
 class DatasetRecord(BaseModel):
-    """Which dataset: its name, what was read in plain words, and that file's SHA-256."""
+    """The dataset's name, a description of what was read, and the SHA-256 of that."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
@@ -38,11 +38,11 @@ class DatasetRecord(BaseModel):
 
 
 class Record(BaseModel):
-    """What both JSON files say."""
+    """The fields that both records have."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    dtype: ClassVar[str]  # of the splits' arrays
+    dtype: ClassVar[str]  # of the images
 
     schema_version: Literal[1] = 1
     dataset: DatasetRecord
@@ -51,15 +51,15 @@ class Record(BaseModel):
 
 
 class Source(Record):
-    """data/raw/source.json: the splits train and test."""
+    """data/raw/source.json: describes the splits train and test."""
 
     dtype = "uint8"
 
 
 class Statistics(Record):
-    """data/processed/statistics.json: the splits train, validation and test, and their scaling.
+    """data/processed/statistics.json: describes the splits train, validation and test, and their scaling.
 
-    mean and std: of each channel of the training split's pixels / 255.
+    mean and std: of each channel of the training split, of pixel / 255.
     """
 
     dtype = "float32"
@@ -70,38 +70,38 @@ class Statistics(Record):
 
 
 def read_record(path: Path, model: type[R]) -> R:
-    """Return the record at `path`; `StageError` when it is missing or not what the stage before writes."""
+    """Return the record at `path`; raises `StageError` when it is missing or not valid."""
     try:
         return model.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise StageError(f"{path}: no such file; run: dvc repro") from None
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise changed(path, f"{where}: {first['msg']}") from None
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise damaged(path, f"{where}: {first['msg']}") from None
 
 
 def read_split(folder: Path, name: str, record: Record) -> Split:
-    """Return the split `name` of `folder`, or raise `StageError` when it is not the one that `record` names.
+    """Return the split `name` of `folder`; raises `StageError` when it does not match its record.
 
-    The digest covers dtypes, shapes and every byte; labels and counts are looked at as well, since a record
-    and a split that a defect wrote together would agree on it.
+    The digest covers every byte. Labels and class counts are checked too, because a bug in the stage before would
+    write a digest that matches.
     """
     path = folder / f"{name}.npz"
     if name not in record.splits:
-        raise changed(path, "the record beside it does not name it")
+        raise damaged(path, "not in the record beside it")
     expected = record.splits[name]
     split = read(path, expected.sha256)
     shape = (expected.images, *expected.shape)
     if split.images.dtype != record.dtype or split.images.shape != shape:
         found = f"{split.images.dtype} {split.images.shape}"
-        raise changed(path, f"images of {record.dtype} {shape} expected, {found} found")
+        raise damaged(path, f"expected {record.dtype} images {shape}, found {found}")
     classes = len(record.classes)
     labels = split.labels if split.labels.ndim == 1 else split.labels.argmax(axis=1)
     if labels.max() >= classes:
         image = int(labels.argmax())
-        raise changed(path, f"label {labels[image]} of image {image} is none of {classes} classes")
+        raise damaged(path, f"image {image} has the label {labels[image]}, but there are only {classes} classes")
     counts = np.bincount(labels, minlength=classes).tolist()
     if counts != expected.class_counts:
-        raise changed(path, f"class counts {expected.class_counts} expected, {counts} found")
+        raise damaged(path, f"expected class counts {expected.class_counts}, found {counts}")
     return split

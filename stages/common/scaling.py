@@ -1,4 +1,4 @@
-"""From uint8 pixels to the network's float32 input, and the channel statistics that this needs."""
+"""Scales uint8 pixels to the network's float32 input, and computes the channel statistics for that."""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,16 +11,16 @@ from stages.common.splits import Split
 
 
 def channel_statistics(split: Split, indices: NDArray[np.int64]) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation by channel, of pixel / 255 over the images at `indices`.
+    """Return the mean and standard deviation of each channel of pixel / 255, over the images at `indices`.
 
-    Sums of integers are exact, so neither the order of adding nor the machine can change them.
+    The sums are exact integers, so they depend neither on the order of summation nor on the machine.
     """
     height, width, channels = split.images.shape[1:]
     totals = np.zeros((2, channels), np.uint64)
     for chunk in split.chunks(indices):
         rows = chunk.reshape(len(chunk), -1)
-        # First along the images, as NumPy adds long rows quickest, in uint32, which holds 2**16 times 255**2;
-        # then over the pixels of each channel.
+        # Sum over images first, because NumPy adds long rows fastest: a chunk has at most 2**16 images, whose
+        # squares fit uint32. Then sum over the pixels of each channel.
         values = rows.sum(axis=0, dtype=np.uint32)
         squares = np.square(rows, dtype=np.uint16).sum(axis=0, dtype=np.uint32)
         totals += np.stack([values, squares]).reshape(2, -1, channels).sum(axis=1, dtype=np.uint64)
@@ -34,15 +34,15 @@ def channel_statistics(split: Split, indices: NDArray[np.int64]) -> tuple[list[f
 def scale(
     chunks: Iterable[NDArray[np.uint8]], by_channel: tuple[Sequence[float], Sequence[float]] | None
 ) -> Iterator[NDArray[np.float32]]:
-    """Yield uint8 (n, H, W, C) chunks as float32: x / 255, and with (mean, std) then (x - mean) / std.
+    """Yield uint8 (n, H, W, C) chunks as float32: x / 255, then, given (mean, std), (x - mean) / std.
 
-    Each is one float32 operation, which IEEE 754 rounds alike on every machine. Raises `StageError` when a
-    deviation is zero.
+    Each step is one float32 operation, which IEEE 754 rounds identically on every machine. Raises `StageError`
+    when a standard deviation is zero.
     """
     mean, std = (np.asarray(values, np.float32) for values in by_channel or ((0,), (1,)))
     if not std.all():
         raise StageError(
-            f"preprocess.scaling: channel {std.argmin()} is constant in the training images, which cannot be "
+            f"preprocess.scaling: channel {std.argmin()} is constant in the training images and cannot be "
             "standardized; use: unit"
         )
     for chunk in chunks:

@@ -1,4 +1,4 @@
-"""What a dataset is, and the datasets, one module each: the README says how to add one."""
+"""The datasets, one module each. Only the download stage imports them."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Images:
-    """One split of a dataset as its source has it.
+    """One split of a dataset.
 
-    images: uint8 (N, H, W, C); labels: uint8 (N,), each below the number of classes; official: how many of
-    the first images are byte for byte those that the dataset's authors published.
+    images: uint8 (N, H, W, C); labels: uint8 (N,), each below the number of classes; official: how many of the
+    first images are identical to those that the dataset's authors published.
     """
 
     images: NDArray[np.uint8]
@@ -21,7 +21,7 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A dataset, its class names in label order, and what it was read from: the SHA-256 and plain words."""
+    """A dataset with its class names in label order, and what it was read from: a description and its SHA-256."""
 
     name: str
     sha256: str

@@ -1,4 +1,4 @@
-"""The datasets by name: `dataset` of params.yaml, and where archives are looked for and kept."""
+"""The datasets by name: `dataset` of params.yaml, and where archives are fetched from and cached."""
 
 import os
 import shlex
@@ -13,7 +13,7 @@ from stages.datasets import Dataset, cifar10, digits, folder
 
 
 class DatasetParams(Section):
-    """`dataset` of params.yaml: the name of one, and the choices of each that has some."""
+    """`dataset` of params.yaml: the name of the dataset, and the params of each dataset that has any."""
 
     name: Literal["cifar10", "digits", "folder"]
     cifar10: cifar10.Params
@@ -21,7 +21,7 @@ class DatasetParams(Section):
 
 
 def load_dataset(params: DatasetParams) -> Dataset:
-    """Return the dataset that `params.name` chooses, fetched if it is not embedded."""
+    """Return the dataset named `params.name`, fetching it if necessary."""
     match params.name:
         case "cifar10":
             return cifar10.load(params.cifar10, sources_from_environment(), cache_folder())
@@ -32,7 +32,7 @@ def load_dataset(params: DatasetParams) -> Dataset:
 
 
 def sources_from_environment() -> list[str]:
-    """Return the copies and mirrors that DATASET_SOURCES names; `StageError` when a quote is not closed."""
+    """Return the copies and mirrors in DATASET_SOURCES; raises `StageError` when a quote is not closed."""
     try:
         return shlex.split(os.environ.get("DATASET_SOURCES", ""))
     except ValueError as error:
@@ -40,6 +40,6 @@ def sources_from_environment() -> list[str]:
 
 
 def cache_folder() -> Path:
-    """Where fetched archives are kept: outside the pipeline's outputs, which DVC deletes before each run."""
+    """Return the folder for fetched archives, outside the outputs, which DVC deletes before each run."""
     named = os.environ.get("DATASET_CACHE")
     return Path(named) if named else platformdirs.user_cache_path("reproducible-cifar10")

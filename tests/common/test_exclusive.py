@@ -42,7 +42,7 @@ def holder(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_process_is_refused_and_told_which_one_to_stop(tmp_path: Path) -> None:
-    message = rf"^{tmp_path}/ is being written by process (\d+), .* stop it: kill \1$"
+    message = rf"^{tmp_path}/ is locked by process (\d+), .* stop it: kill \1$"
     with holder(tmp_path) as first, pytest.raises(StageError, match=message) as refused, exclusive(tmp_path):
         pass
     assert f"process {first.pid}," in str(refused.value)
@@ -67,7 +67,7 @@ def test_a_holder_that_ended_is_no_obstacle(tmp_path: Path) -> None:
 def test_the_holder_that_is_named_is_the_living_one(tmp_path: Path) -> None:
     tmp_path.joinpath(".lock").write_text("12345678901234567890")  # of a dead process, and longer
     with holder(tmp_path) as second:
-        message = f"written by process {second.pid},"
+        message = f"locked by process {second.pid},"
         with pytest.raises(StageError, match=message), exclusive(tmp_path):
             pass
 

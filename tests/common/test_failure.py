@@ -62,7 +62,7 @@ def test_a_system_error_names_the_path_and_the_systems_reason(
     missing = tmp_path / "nowhere.npz"
     assert run("train", lambda _: missing.touch(exist_ok=missing.read_bytes() == b""), []) == 1
     assert capsys.readouterr().err == (
-        f"train: {missing}: {os.strerror(errno.ENOENT)}; free or correct that, then run again\n"
+        f"train: {missing}: {os.strerror(errno.ENOENT)}; fix that, then run again\n"
     )
 
 
@@ -103,7 +103,7 @@ def test_a_stage_started_from_a_shell_fails_with_one_line_and_exit_code_1(tmp_pa
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == (
-        f"preprocess: {tmp_path}/no.yaml: no such file; run from the repository's root or name it with --params\n"
+        f"preprocess: {tmp_path}/no.yaml: no such file; run from the repository's root, or pass --params\n"
     )
 
 

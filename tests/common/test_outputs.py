@@ -124,12 +124,12 @@ def test_enough_space_is_no_error_and_the_folder_is_made(tmp_path: Path) -> None
 
 def test_too_little_space_names_the_folder_and_both_sizes(small_disk: Path) -> None:
     (small_disk / "half").write_bytes(bytes(32_768))
-    message = rf"^{small_disk}: 3 MB are needed and 0 MB are free; make room"
+    message = rf"^{small_disk}: not enough disk space \(3 MB needed, 0 MB free\)"
     with pytest.raises(StageError, match=message):
         require_space(small_disk, 3_000_000)
 
 
 def test_space_is_that_of_the_folders_own_disk(small_disk: Path) -> None:
     require_space(small_disk, 65_536)
-    with pytest.raises(StageError, match="are needed"):
+    with pytest.raises(StageError, match="not enough disk space"):
         require_space(small_disk, 65_537)

@@ -72,13 +72,16 @@ def test_a_file_that_is_there_is_used_without_a_request_or_a_word(
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_file_whose_bytes_have_changed_is_fetched_anew(to: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_file_whose_bytes_have_changed_is_fetched_again(to: Path, capfd: pytest.CaptureFixture[str]) -> None:
     to.parent.mkdir()
     to.write_bytes(OTHER)
     with Server(Answer(BODY)) as server:
         fetch([server.url], SHA256, to)
     assert to.read_bytes() == BODY
-    assert f"has sha256 {OTHER_SHA256}, expected {SHA256}; fetched anew" in capfd.readouterr().err
+    assert (
+        f"checksum mismatch (expected {SHA256[:8]}…, found {OTHER_SHA256[:8]}…); fetching it again"
+        in capfd.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("length", ["stated", "chunked", "missing"])
@@ -192,17 +195,17 @@ def test_a_mirror_with_a_longer_file_does_not_spoil_the_next(to: Path) -> None:
         (Answer(status=302, location="/again"), "Exceeded 30 redirects"),
         (Answer(status=302, location="http://[bad"), "failed: "),
         (Answer(hang_up=True), "failed: "),
-        (Answer(OTHER), f"sent 300,000 bytes with sha256 {OTHER_SHA256}, expected {SHA256}"),
-        (Answer(OTHER[:-1]), "sent 299,999 bytes with sha256"),
+        (Answer(OTHER), f"sent 300,000 bytes with SHA-256 {OTHER_SHA256}, expected {SHA256}"),
+        (Answer(OTHER[:-1]), "sent 299,999 bytes with SHA-256"),
         (
             Answer(OTHER, length="chunked"),
-            f"sent 300,000 bytes with sha256 {OTHER_SHA256}, expected {SHA256}",
+            f"sent 300,000 bytes with SHA-256 {OTHER_SHA256}, expected {SHA256}",
         ),
-        (Answer(BODY, packed=True), "with sha256"),
-        (Answer(BODY, cut=100_000, stall=True), "was silent for too long"),
+        (Answer(BODY, packed=True), "with SHA-256"),
+        (Answer(BODY, cut=100_000, stall=True), "timed out"),
         (
             Answer(BODY, status=206, content_range="bytes 9-300008/300009"),
-            "sends a part when asked for the whole",
+            "sent part of the file when asked for all of it",
         ),
         (Answer(BODY, rate=20_000), "kB/s, less than 100"),
     ],
@@ -285,7 +288,7 @@ def test_a_gz_that_is_labelled_as_gzip_is_kept_as_it_is(to: Path) -> None:
 
 
 def test_no_output_and_both_hashes_when_every_mirror_has_other_bytes(to: Path) -> None:
-    both = pytest.raises(StageError, match=f"sha256 {SHA256}.*{OTHER_SHA256}.*sent 9 bytes")
+    both = pytest.raises(StageError, match=f"SHA-256 {SHA256}.*{OTHER_SHA256}.*sent 9 bytes")
     with Server(Answer(OTHER)) as first, Server(Answer(OTHER[:9])) as second, both:
         fetch([first.url, second.url], SHA256, to, patience=QUICK)
     assert left_beside(to) == []
@@ -295,7 +298,7 @@ def test_no_source_at_all_is_one_line_with_the_remedy_before_the_reasons(to: Pat
     with pytest.raises(StageError, match=r"; name a local copy \(.* failed: Connection refused\)$") as caught:
         fetch([refusing_url()], SHA256, to, hint="name a local copy", patience=QUICK)
     assert "\n" not in str(caught.value)
-    with pytest.raises(StageError, match="none is named"):
+    with pytest.raises(StageError, match="there are no sources"):
         fetch([], SHA256, to)
 
 
@@ -309,14 +312,14 @@ def test_a_file_of_another_length_is_refused_before_it_is_sent(to: Path) -> None
 def test_no_more_is_written_than_the_file_is_long(to: Path) -> None:
     with (
         Server(Answer(BODY, length="missing")) as server,
-        pytest.raises(StageError, match="sends more than 1,000"),
+        pytest.raises(StageError, match="sent more than 1,000"),
     ):
         fetch([server.url], SHA256, to, size=1000, patience=QUICK)
     assert left_beside(to) == []
 
 
 def test_the_space_that_is_missing_is_named_before_anything_is_written(to: Path) -> None:
-    space = pytest.raises(StageError, match="1,000,000,000 MB are needed")
+    space = pytest.raises(StageError, match="1,000,000,000 MB needed")
     with Server(Answer(BODY, length="missing")) as server, space:
         fetch([server.url], SHA256, to, size=10**15)
     assert left_beside(to) == []
@@ -349,8 +352,8 @@ def test_local_copies_that_cannot_be_used_are_named_with_the_reason(to: Path, tm
         "ftp://host/a",
     ]
     reasons = (
-        f"other has sha256 {OTHER_SHA256}.*absent is not a file.*data/copy names no absolute path"
-        ".*is not a file.*ftp://host/a is no path, and none of"
+        f"other has SHA-256 {OTHER_SHA256}.*absent is not a file.*data/copy is not an absolute path"
+        ".*is not a file.*ftp://host/a is neither a path nor"
     )
     with pytest.raises(StageError, match=reasons):
         fetch(sources, SHA256, to)
@@ -380,7 +383,7 @@ def test_two_processes_share_one_download(to: Path) -> None:
         said = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert server.sent == len(BODY)
-    assert sorted(said) == ["", "archive.tar.gz: waiting for another process that is fetching it\n"]
+    assert sorted(said) == ["", "archive.tar.gz: another process is fetching it; waiting\n"]
 
 
 @pytest.mark.parametrize("seed", range(12))
