@@ -39,12 +39,13 @@ def save(dataset: Dataset, out: Path) -> None:
     source = Source(
         dataset=DatasetRecord(name=dataset.name, edition=dataset.edition, sha256=dataset.sha256),
         classes=list(dataset.classes),
+        decoding=dataset.decoding,
         splits={
             "train": _save_split(dataset.train, out / "train.npz", classes),
             "test": _save_split(dataset.test, out / "test.npz", classes),
         },
     )
-    write_json(out / "source.json", source.model_dump())
+    write_json(out / "source.json", source.model_dump(exclude_none=True))
 
 
 def _save_split(split: Images, path: Path, classes: int) -> SplitRecord:

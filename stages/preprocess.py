@@ -82,12 +82,13 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
     statistics = Statistics(
         dataset=source.dataset,
         classes=source.classes,
+        decoding=source.decoding,
         scaling=params.scaling,
         mean=mean,
         std=std,
         splits=records,
     )
-    write_json(out / "statistics.json", statistics.model_dump())
+    write_json(out / "statistics.json", statistics.model_dump(exclude_none=True))
 
 
 def choose_validation(

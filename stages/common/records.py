@@ -7,6 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from stages.common.failure import StageError
+from stages.common.pictures import Decoding
 from stages.common.splits import Split, damaged, read
 
 R = TypeVar("R", bound="Record")
@@ -47,7 +48,14 @@ class Record(BaseModel):
     schema_version: Literal[1] = 1
     dataset: DatasetRecord
     classes: list[str]
+    decoding: Decoding | None = None  # of datasets that are picture files
     splits: dict[str, SplitRecord]
+
+    @property
+    def picture_rules(self) -> Decoding:
+        """How to decode a picture for this data: as download did, or else to the shape of the splits."""
+        height, width, channels = next(iter(self.splits.values())).shape
+        return self.decoding or Decoding(height=height, width=width, channels=channels)
 
 
 class Source(Record):

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.common.pictures import Decoding
+
 
 @dataclass(frozen=True)
 class Images:
@@ -29,3 +31,4 @@ class Dataset:
     classes: tuple[str, ...]
     train: Images
     test: Images
+    decoding: Decoding | None = None  # of picture files

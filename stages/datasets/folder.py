@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from stages.common.failure import StageError
 from stages.common.params import Section
-from stages.common.pictures import Unreadable, decode
+from stages.common.pictures import Decoding, Unreadable, decode
 from stages.datasets import Dataset, Images
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -57,6 +57,12 @@ class Params(Section):
         if channels not in (1, 3):
             raise ValueError(f"it should be 1 (grey) or 3 (RGB), found {channels}")
         return channels
+
+    @property
+    def decoding(self) -> Decoding:
+        """The rules by which the pictures are decoded."""
+        height, width = self.pixels
+        return Decoding(height=height, width=width, channels=self.channels)
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,7 @@ def load(params: Params) -> Dataset:
         classes=classes,
         train=_images(train, params.seed),
         test=_images(test, params.seed),
+        decoding=params.decoding,
     )
 
 
@@ -176,7 +183,7 @@ def _named_as_picture(file: Path) -> bool:
 def _read(files: list[tuple[str, int, Path]], params: Params) -> tuple[list[Picture], list[str]]:
     """The pictures in the order of `files`, and a sentence for each file that is none."""
     pictures, reasons = [], []
-    height, width = params.pixels
+    rules = params.decoding
     for name, label, file in tqdm(files, desc="pictures", unit="", leave=False, disable=None):
         try:
             if not name.isprintable():
@@ -192,7 +199,7 @@ def _read(files: list[tuple[str, int, Path]], params: Params) -> tuple[list[Pict
                 if not content.tell():
                     raise Unreadable("is empty")
                 content.seek(0)
-                pixels = decode(content, height, width, params.channels)
+                pixels = decode(content, rules)
             pictures.append(Picture(name, label, sha256, pixels))
         except Unreadable as reason:
             reasons.append(f"{name if name.isprintable() else repr(name)} {reason}")

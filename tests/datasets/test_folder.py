@@ -20,6 +20,7 @@ from PIL import Image
 
 from stages.common import pictures
 from stages.common.failure import StageError
+from stages.common.pictures import Decoding
 from stages.datasets import Dataset, folder
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
@@ -57,7 +58,7 @@ def rotated(form: str, **options: Any) -> bytes:
 
 
 def decode(content: bytes, height: int = 2, width: int = 2, channels: int = 3) -> Any:
-    pixels = pictures.decode(io.BytesIO(content), height, width, channels)
+    pixels = pictures.decode(io.BytesIO(content), Decoding(height=height, width=width, channels=channels))
     assert pixels.dtype == np.uint8
     assert pixels.shape == (height, width, channels)
     return pixels.astype(int)
@@ -159,13 +160,12 @@ SMALL = {form: encoded(flat("RGB", RED), form) for form in ("PNG", "JPEG", "WEBP
 TEXT_BOMB = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 25)))
 
 UNREADABLE = {
-    "text": (b"a text file\n", "is neither PNG, JPEG nor WebP"),
-    "a GIF": (encoded(flat("RGB", RED), "GIF"), "is neither PNG, JPEG nor WebP"),
-    "no pixels": (png(0, 0, 8, 2, b""), "is neither PNG, JPEG nor WebP"),
-    "an animated PNG": (encoded(flat("1", 1), save_all=True, append_images=[flat("1", 0)]), "is animated"),
+    "text": (b"a text file\n", "is not a picture in a supported format"),
+    "no pixels": (png(0, 0, 8, 2, b""), "is not a picture in a supported format"),
+    "an animated PNG": (encoded(flat("1", 1), save_all=True, append_images=[flat("1", 0)]), "has several frames"),
     "an animated WebP": (
         encoded(flat("RGB", RED), "WEBP", save_all=True, append_images=[flat("RGB", BLUE)]),
-        "is animated",
+        "has several frames",
     ),
     "a truncated PNG": (SMALL["PNG"][:-40], "is damaged"),
     "a truncated JPEG": (photograph("china.jpg")[:100_000], "is damaged: image file is truncated"),
@@ -407,14 +407,14 @@ def write_odd_ones() -> dict[str, str]:
     os.mkfifo("pictures/dog/pipe.png")
     Path("pictures/dog/broken.png").symlink_to("nowhere")
     return {
-        "cat/animated.png": "is animated",
+        "cat/animated.png": "has several frames",
         "cat/empty.jpg": "is empty",
         "cat/huge.png": "has more than 100,000,000 pixels",
         "dog/broken.png": "is not a file",
         "dog/kittens": "is a folder within a class",
         "dog/notes.txt": "is not named .png, .jpg, .jpeg, .webp",
         "dog/pipe.png": "is not a file",
-        "dog/text.png": "is neither PNG, JPEG nor WebP",
+        "dog/text.png": "is not a picture in a supported format",
     }
 
 
