@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro repro-fast train-distributed verify doctor report plots figures test faults bench lint lock clean
+.PHONY: help setup demo repro repro-fast train-distributed verify doctor report export plots figures test faults bench lint lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -44,6 +44,9 @@ train-distributed: setup ## the pipeline with WORKERS=2 processes on this machin
 
 report: setup ## one page of the last run, to open from a file: report/index.html
 	$(BIN)/python -m tools.report
+
+export: setup ## the trained model for LiteRT and ONNX Runtime, checked on the test split: exports/NAME
+	$(BIN)/python -m tools.export
 
 plots: setup ## DVC's own page of charts, which opens offline: dvc_plots/index.html
 	$(BIN)/python -m tools.plots

@@ -53,7 +53,7 @@ def start(params: RuntimeParams, seed: int) -> None:
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ |= ONEDNN | {"ONEDNN_MAX_CPU_ISA": {"native": "ALL", "avx2": "AVX2"}[params.cpu_isa]}
-    with _standard_error_kept():
+    with standard_error_kept():
         import keras
         import tensorflow as tf
 
@@ -129,7 +129,7 @@ def _cpu_flags() -> set[str]:
 
 
 @contextmanager
-def _standard_error_kept() -> Iterator[None]:
+def standard_error_kept() -> Iterator[None]:
     """Hold back what C++ writes to file descriptor 2, and show it only when the block fails.
 
     TensorFlow logs a dozen lines before it reads TF_CPP_MIN_LOG_LEVEL, so no setting silences them.

@@ -1,0 +1,1 @@
+"""Export the trained model for other runtimes: LiteRT, ONNX and TensorFlow Serving."""
