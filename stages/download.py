@@ -9,6 +9,7 @@ fetched archives.
 """
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,18 +29,20 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, load, save."""
     options = _parse(arguments)
     params = load(options.params, "dataset", DatasetParams)
-    with exclusive(options.out):
-        save(load_dataset(params), options.out)
+    with exclusive(options.out), load_dataset(params, options.out) as dataset:
+        save(dataset, options.out)
 
 
 def save(dataset: Dataset, out: Path) -> None:
     """Write both splits, and source.json, which describes them."""
-    require_space(out, sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.test)))
+    size = sum(math.prod(split.images.shape) + split.labels.nbytes for split in (dataset.train, dataset.test))
+    require_space(out, size)
     classes = len(dataset.classes)
     source = Source(
         dataset=DatasetRecord(name=dataset.name, edition=dataset.edition, sha256=dataset.sha256),
         classes=list(dataset.classes),
         decoding=dataset.decoding,
+        validation_images=dataset.validation or None,
         splits={
             "train": _save_split(dataset.train, out / "train.npz", classes),
             "test": _save_split(dataset.test, out / "test.npz", classes),
@@ -50,7 +53,7 @@ def save(dataset: Dataset, out: Path) -> None:
 
 def _save_split(split: Images, path: Path, classes: int) -> SplitRecord:
     return SplitRecord(
-        images=len(split.images),
+        images=len(split.labels),
         shape=list(split.images.shape[1:]),
         class_counts=np.bincount(split.labels, minlength=classes).tolist(),
         official=split.official,

@@ -55,7 +55,14 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
     if test.images.shape[1:] != shape:
         found = test.images.shape[1:]
         raise splits.damaged(raw / "test.npz", f"expected images {shape}, as in train.npz, found {found}")
-    kept, held_out = choose_validation(train.labels, params)
+    if own := source.validation_images:
+        kept, held_out = np.split(np.arange(len(train.labels)), [-own])
+        print(
+            f"preprocess: the dataset has its own {own:,} validation images; validation_fraction is not used",
+            file=sys.stderr,
+        )
+    else:
+        kept, held_out = choose_validation(train.labels, params)
     chosen = {
         "train": (train, kept, source.splits["train"]),
         "validation": (train, held_out, source.splits["train"]),
@@ -77,7 +84,7 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
             shape=list(shape),
             class_counts=np.bincount(labels, minlength=classes).tolist(),
             official=int(np.count_nonzero(indices < record.official)),  # the first ones: indices ascend
-            sha256=splits.write(out / f"{name}.npz", images, np.eye(classes, dtype=np.float32)[labels]),
+            sha256=splits.write(out / f"{name}.npz", images, _one_hot(labels, classes)),
         )
     statistics = Statistics(
         dataset=source.dataset,
@@ -89,6 +96,15 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
         splits=records,
     )
     write_json(out / "statistics.json", statistics.model_dump(exclude_none=True))
+
+
+def _one_hot(labels: NDArray[np.integer[Any]], classes: int) -> splits.ChunkedArray:
+    rows = max(1, splits.CHUNK // (4 * classes))
+    chunks = (
+        (labels[start : start + rows, None] == np.arange(classes)).astype(np.float32)
+        for start in range(0, len(labels), rows)
+    )
+    return splits.ChunkedArray((len(labels), classes), np.dtype(np.float32), chunks)
 
 
 def choose_validation(

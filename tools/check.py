@@ -45,9 +45,11 @@ def check_params(path: Path) -> None:
 
 def _refuse_what_dvc_cannot_watch(params: Path, pictures: Path) -> None:
     """DVC reads the folder whatever the dataset, and its own message names neither the key nor a remedy."""
+    if pictures.is_file():  # an archive
+        return
     if not pictures.is_dir():
         raise StageError(
-            f"{params}: dataset.folder.path: {pictures}: no such folder; make it, even when it is empty"
+            f"{params}: dataset.folder.path: {pictures}: not found; make the folder, even if it is empty"
         )
     for entry in pictures.rglob("*"):
         if entry.is_symlink() and entry.is_dir():

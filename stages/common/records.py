@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import ClassVar, Literal, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.common.failure import StageError
 from stages.common.pictures import Decoding
@@ -59,9 +59,14 @@ class Record(BaseModel):
 
 
 class Source(Record):
-    """data/raw/source.json: describes the splits train and test."""
+    """data/raw/source.json: describes the splits train and test.
+
+    validation_images: how many of the last training images are the dataset's own validation split, if it has one.
+    """
 
     dtype = "uint8"
+
+    validation_images: int | None = Field(default=None, gt=0)
 
 
 class Statistics(Record):

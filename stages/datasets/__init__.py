@@ -1,6 +1,7 @@
 """The datasets, one module each. Only the download stage imports them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,12 @@ from stages.common.pictures import Decoding
 class Images:
     """One split of a dataset.
 
-    images: uint8 (N, H, W, C); labels: uint8 (N,), each below the number of classes; official: how many of the
-    first images are identical to those that the dataset's authors published.
+    images: uint8 (N, H, W, C), in memory or a `splits.ChunkedArray`; labels: uint8 or uint16 (N,), each below the
+    number of classes; official: how many of the first images are identical to those that the authors published.
     """
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    images: Any
+    labels: NDArray[np.unsignedinteger[Any]]
     official: int
 
 
@@ -31,4 +32,5 @@ class Dataset:
     classes: tuple[str, ...]
     train: Images
     test: Images
+    validation: int = 0  # so many of the last training images are the validation split
     decoding: Decoding | None = None  # of picture files

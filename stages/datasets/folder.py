@@ -1,47 +1,65 @@
-"""A person's own pictures: PNG, JPEG and WebP files, a subfolder a class.
+"""A person's own pictures: a folder, or a .zip or .tar of one. docs/own-pictures.md shows what it can contain.
 
-    pictures/cat/1.jpg  pictures/dog/1.jpg …                   split into train and test by a seed, or
-    pictures/train/cat/1.jpg …  pictures/test/cat/1.jpg …      split already
-
-Every picture is turned upright by its EXIF orientation, scaled as a whole to one size, whatever its
-proportions, and made RGB or grey. What is transparent becomes white; of 16 bits the upper 8 are kept;
-colour profiles are not applied. Names that start with a dot, Thumbs.db, desktop.ini, and what stands beside
-the classes' folders and is no picture by its name, such as a README, are passed over.
+`layout` finds classes and splits, `stages.common.pictures` decodes. The decoded pixels go to a temporary file in
+file order and from there into the splits in their final order, so that memory use does not depend on their number.
 """
 
 import hashlib
+import math
+import os
 import sys
+import tempfile
 import unicodedata
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 from tqdm import tqdm
 
+from stages.common import splits
 from stages.common.failure import StageError
+from stages.common.outputs import replacing, require_space
 from stages.common.params import Section
-from stages.common.pictures import Decoding, Unreadable, decode
+from stages.common.pictures import Decoding, Unreadable, decode, grey_bits
 from stages.datasets import Dataset, Images
+from stages.datasets.filetree import FileTree, open_tree
+from stages.datasets.layout import Role, Table, arrange
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
-PASSED_OVER = ("Thumbs.db", "desktop.ini")  # what Windows leaves in folders of pictures
-MOST_CLASSES = 256  # a label is one byte
-LAYOUT = "one subfolder a class is expected, as in cat/1.jpg and dog/1.jpg, or train/ and test/ with these"
+UNREADABLE = Path("logs/unreadable-pictures.txt")
+BATCH = 16  # pictures that a thread decodes at a time
+
+
+class Labels(Section):
+    """`dataset.folder.labels` of params.yaml: a CSV file, and its columns unless they have the usual names."""
+
+    file: str = ""
+    path: str | None = None
+    label: str | None = None
+    split: str | None = None
 
 
 class Params(Section):
     """`dataset.folder` of params.yaml."""
 
     path: str = Field("pictures", min_length=1, description="relative to the repository")
-    # Height and width. Not `size`: DVC's run cache leaves that name out of what it tells runs apart by, and would
-    # bring back pictures of another size.
+    # Height and width. Not named `size`: DVC's run cache ignores keys of that name, and would restore pictures of
+    # another size.
     pixels: list[Annotated[int, Field(ge=1, le=4096)]]
-    channels: int  # 1 or 3; a Literal would take true for 1
-    test_fraction: float = Field(gt=0, lt=1, description="of each class, unless there are train/ and test/")
-    seed: int = Field(ge=0, description="of the order, and of the split")
+    channels: int  # 1 or 3; a Literal would accept true for 1
+    resize: Literal["stretch", "crop", "pad"]
+    labels: Labels
+    exclude: list[str]
+    val_as: Literal["test", "train"]
+    test_fraction: float = Field(gt=0, lt=1)
+    seed: int = Field(ge=0)
     skip_unreadable: bool
 
     @field_validator("pixels", mode="before")
@@ -58,183 +76,246 @@ class Params(Section):
             raise ValueError(f"it should be 1 (grey) or 3 (RGB), found {channels}")
         return channels
 
-    @property
-    def decoding(self) -> Decoding:
-        """The rules by which the pictures are decoded."""
-        height, width = self.pixels
-        return Decoding(height=height, width=width, channels=self.channels)
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _file_only(cls, labels: Any) -> Any:
+        return {"file": labels} if isinstance(labels, str) else labels
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as it was read: its name in the folder with `/`, the label, and uint8 pixels (H, W, C)."""
+    """A decoded picture: name, split, label, the SHA-256 of its file, and its position in the pixel file."""
 
     name: str
+    split: Role
     label: int
     sha256: str
-    pixels: NDArray[np.uint8]
+    position: int
 
 
-def load(params: Params) -> Dataset:
-    """Return the pictures in `params.path`, split into train and test; the classes are sorted by name.
+@contextmanager
+def load(params: Params, scratch: Path) -> Iterator[Dataset]:
+    """Yield the pictures in `params.path`; `scratch` is a folder for a temporary file of their pixels.
 
-    A split is in an order that follows from the seed and the pictures' content: classes are mixed, since the
-    last part of the training images may be set aside for validation; names and the file system do not
-    matter; copies of a picture come together; and a picture more or less leaves the others almost as they
-    were. `sha256` is that of the lines `HASH  NAME` that `sha256sum` prints, sorted by name.
+    The order of a split follows from the seed and the content of the pictures: classes are mixed, since the last
+    training images may be held out for validation; names and file systems have no influence; identical pictures
+    are adjacent; and adding a picture leaves the others almost as they were. `sha256` is the SHA-256 of the lines
+    `HASH  NAME` that `sha256sum` prints, sorted by name.
 
-    Raises `StageError` when the folders are not as expected, and, unless `params.skip_unreadable`, for all
-    pictures that cannot be read, each with its reason; these are then only named on stderr.
+    Raises `StageError` when classes or splits cannot be found, and for unreadable pictures, unless
+    `params.skip_unreadable`.
     """
-    root = Path(params.path)
-    if not root.is_dir():
-        raise StageError(f"{root}: no such folder; {LAYOUT}")
-    content = {entry.name for entry in _entries(root) if entry.is_dir() or _named_as_picture(entry)}
-    divided = content >= {"train", "test"}
-    if divided and (others := content - {"train", "test"}):
-        raise StageError(f"{root}: beside train/ and test/ there is {min(others)!r}; remove it; {LAYOUT}")
-    trees = {part: _files_of_classes(root / part) for part in (("train", "test") if divided else ("",))}
-    classes, *also = (tuple(tree) for tree in trees.values())
-    if also and (differing := set(classes).symmetric_difference(*also)):
-        raise StageError(
-            f"{root}: only one of train/ and test/ has the class {min(differing)!r}; add or remove it"
+    root = params.path.rstrip("/")
+    height, width = params.pixels
+    rules = Decoding(height=height, width=width, channels=params.channels, resize=params.resize)
+    with tempfile.TemporaryFile(dir=scratch, buffering=0) as file:
+        with closing(open_tree(Path(params.path))) as tree:
+            table, table_sha256 = _read_table(root, tree, params.labels)
+            layout = arrange(root, tree.names, exclude=params.exclude, val_as=params.val_as, table=table)
+            for note in layout.notes:
+                print(f"{root}: {note}", file=sys.stderr)
+            names = sorted(layout.pictures, key=lambda name: (_normal(name), name))
+            pixels = _PixelFile(file, (height, width, params.channels))
+            require_space(scratch, 2 * len(names) * pixels.size)  # this file, and the splits
+            digests, reasons, rules = pixels.fill(root, tree, names, rules)
+        if reasons:
+            unreadable = {names[index]: reason for index, reason in reasons.items()}
+            _report_unreadable(root, unreadable, len(names), params.skip_unreadable)
+        classes = tuple(sorted({label for _, label in layout.pictures.values()}))
+        number = {name: label for label, name in enumerate(classes)}
+        pictures = [
+            Picture(_normal(name), split, number[label], digests[index], index)
+            for index, name in enumerate(names)
+            if index not in reasons
+            for split, label in [layout.pictures[name]]
+        ]
+        train, validation, test = _split(pictures, len(classes), params)
+        _check_classes(root, classes, train, test)
+        lines = [(picture.sha256, picture.name) for picture in pictures]
+        if table:
+            lines.append((table_sha256, _normal(table.name)))
+        edition = f"pictures of your own: {len(pictures):,} files in {root}{'/' if Path(root).is_dir() else ''}"
+        yield Dataset(
+            name="folder",
+            sha256=_digest(lines),
+            edition=edition + (f", {len(reasons):,} skipped" if reasons else ""),
+            classes=classes,
+            train=pixels.images([*train, *validation], len(classes)),
+            test=pixels.images(test, len(classes)),
+            validation=len(validation),
+            decoding=rules,
         )
-
-    files = [
-        (f"{part}/{name}/{_normal(file.name)}".removeprefix("/"), classes.index(name), file)
-        for part, tree in trees.items()
-        for name, entries in tree.items()
-        for file in entries
-    ]
-    pictures, reasons = _read(files, params)
-    if reasons and not params.skip_unreadable:
-        raise StageError(
-            f"{root}: {len(reasons):,} of {len(files):,} files are no picture that can be read: "
-            f"{'; '.join(reasons)}. Repair or remove them, or set dataset.folder.skip_unreadable to true"
-        )
-    for reason in reasons:
-        print(f"{root}: skipped: {reason}", file=sys.stderr)
-
-    if divided:
-        train = [picture for picture in pictures if picture.name.startswith("train/")]
-        test = [picture for picture in pictures if picture.name.startswith("test/")]
-    else:
-        train, test = _split(pictures, len(classes), params)
-    for part, chosen in (("train", train), ("test", test)):
-        if lacking := set(range(len(classes))) - {picture.label for picture in chosen}:
-            name = classes[min(lacking)]
-            raise StageError(f"{root}: the class {name!r} has no picture left for {part}; add some to it")
-    return Dataset(
-        name="folder",
-        sha256=_digest(pictures),
-        edition=f"pictures of your own: {len(pictures):,} files in {params.path.rstrip('/')}/"
-        + (f", {len(reasons):,} skipped" if reasons else ""),
-        classes=classes,
-        train=_images(train, params.seed),
-        test=_images(test, params.seed),
-        decoding=params.decoding,
-    )
-
-
-def _files_of_classes(folder: Path) -> dict[str, list[Path]]:
-    """The files of each class in `folder`, both sorted by name; raises `StageError` for wrong classes."""
-    entries = _entries(folder)
-    if stray := next((entry for entry in entries if _named_as_picture(entry) and not entry.is_dir()), None):
-        raise StageError(f"{stray}: this picture is in no class's folder; {LAYOUT}")
-    found: dict[str, list[Path]] = {}
-    for entry in entries:
-        name = _normal(entry.name)
-        if not entry.is_dir():
-            continue
-        if name in found or not name.isprintable():
-            raise StageError(
-                f"{folder}: the folder's name {entry.name!r} is unprintable or there twice; rename it"
-            )
-        found[name] = _entries(entry)
-        if not found[name]:
-            raise StageError(f"{entry}: this class has no picture; add some, or remove the folder")
-    if not 2 <= len(found) <= MOST_CLASSES:
-        number = f"1 class found ({min(found)})" if len(found) == 1 else f"{len(found)} classes found"
-        raise StageError(f"{folder}: {number}, 2 to {MOST_CLASSES} expected; {LAYOUT}")
-    return found
-
-
-def _entries(folder: Path) -> list[Path]:
-    """What `folder` holds and is not passed over, sorted by name."""
-    entries = []
-    for entry in folder.iterdir():
-        if entry.name.startswith(".") or entry.name in PASSED_OVER:
-            continue
-        if entry.is_symlink() and entry.is_dir():
-            raise StageError(f"{entry}: a link to a folder, in which DVC sees no change; move the folder here")
-        entries.append(entry)
-    return sorted(entries, key=lambda entry: (_normal(entry.name), entry.name))
 
 
 def _normal(name: str) -> str:
-    """The name in one form: macOS may keep é as e and an accent, where others keep one character."""
+    """Return the name in Unicode's composed form: macOS stores é as e and an accent, others as one character."""
     return unicodedata.normalize("NFC", name)
 
 
-def _named_as_picture(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES
+def _read_table(root: str, tree: FileTree, labels: Labels) -> tuple[Table | None, str]:
+    if not labels.file:
+        return None, ""
+    if labels.file not in tree.names:
+        tables = ", ".join([name for name in tree.names if name.lower().endswith(".csv")][:5]) or "none"
+        raise StageError(f"{root}/{labels.file}: no such file (dataset.folder.labels); CSV files there: {tables}")
+    with tree.open(labels.file) as file:
+        content = file.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise StageError(f"{root}/{labels.file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    columns = {"path": labels.path, "label": labels.label, "split": labels.split}
+    return Table(labels.file, text, columns), hashlib.sha256(content).hexdigest()
 
 
-def _read(files: list[tuple[str, int, Path]], params: Params) -> tuple[list[Picture], list[str]]:
-    """The pictures in the order of `files`, and a sentence for each file that is none."""
-    pictures, reasons = [], []
-    rules = params.decoding
-    for name, label, file in tqdm(files, desc="pictures", unit="", leave=False, disable=None):
+class _PixelFile:
+    """Decoded pictures, uint8 (H, W, C) each, in a temporary file without a name: a killed run leaves nothing."""
+
+    def __init__(self, file: IO[bytes], shape: tuple[int, int, int]) -> None:
+        self._file, self._shape = file, shape
+        self.size = math.prod(shape)
+
+    def fill(
+        self, root: str, tree: FileTree, names: Sequence[str], rules: Decoding
+    ) -> tuple[list[str], dict[int, str], Decoding]:
+        """Decode all; return the SHA-256s, why some are unreadable, by position, and the final rules."""
+        results: list[tuple[str, int, str]] = []
+        bar = tqdm(total=len(names), desc="pictures", unit="", leave=False, disable=None)
+        with bar, warnings.catch_warnings(action="ignore"):  # once for all threads: filters are global
+            for batch in _in_threads(
+                lambda start: [
+                    self._add(tree, names[index], index, rules)
+                    for index in range(start, min(start + BATCH, len(names)))
+                ],
+                range(0, len(names), BATCH),
+            ):
+                results += batch
+                bar.update(len(batch))
+            deep = [index for index, (_, bits, reason) in enumerate(results) if bits and not reason]
+            used = max((results[index][1] for index in deep), default=16)
+            if used < 16:
+                rules = rules.model_copy(update={"grey_bits": max(8, used)})
+                print(
+                    f"{root}: 16-bit grey pictures use {used} bits; scaled from {rules.grey_bits} to 8 bits",
+                    file=sys.stderr,
+                )
+                for _ in _in_threads(lambda index: self._add(tree, names[index], index, rules), deep):
+                    pass
+        reasons = {index: reason for index, (_, _, reason) in enumerate(results) if reason}
+        return [sha256 for sha256, _, _ in results], reasons, rules
+
+    def _add(self, tree: FileTree, name: str, position: int, rules: Decoding) -> tuple[str, int, str]:
+        """Decode and store a picture; return its SHA-256, its `grey_bits`, and why it is unreadable, if it is."""
         try:
             if not name.isprintable():
-                raise Unreadable("has a name that cannot be shown; rename it")
-            if file.is_dir():
-                raise Unreadable("is a folder within a class; move its pictures up")
-            if not file.is_file():
-                raise Unreadable("is not a file")
-            if not _named_as_picture(file):
-                raise Unreadable(f"is not named {', '.join(SUFFIXES)}")
-            with file.open("rb") as content:
-                sha256 = hashlib.file_digest(content, "sha256").hexdigest()
-                if not content.tell():
+                raise Unreadable("has an unprintable name; rename it")
+            with tree.open(name) as file:
+                sha256 = hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+                if not file.seek(0, os.SEEK_END):
                     raise Unreadable("is empty")
-                content.seek(0)
-                pixels = decode(content, rules)
-            pictures.append(Picture(name, label, sha256, pixels))
+                file.seek(0)
+                bits = grey_bits(file)
+                file.seek(0)
+                pixels = decode(file, rules)
         except Unreadable as reason:
-            reasons.append(f"{name if name.isprintable() else repr(name)} {reason}")
-    return pictures, reasons
+            return "", 0, str(reason)
+        os.pwrite(self._file.fileno(), pixels.tobytes(), position * self.size)
+        return sha256, bits, ""
+
+    def images(self, pictures: Sequence[Picture], classes: int) -> Images:
+        """Return the pictures as a split, in this order."""
+        numbers = [picture.label for picture in pictures]
+        labels = np.array(numbers, np.uint8) if classes <= 256 else np.array(numbers, np.uint16)
+        rows = _Rows(self._file, self._shape, np.array([picture.position for picture in pictures], np.int64))
+        array = splits.ChunkedArray((len(pictures), *self._shape), np.dtype(np.uint8), rows)
+        return Images(array, labels, official=len(pictures))
 
 
-def _split(pictures: list[Picture], classes: int, params: Params) -> tuple[list[Picture], list[Picture]]:
-    """Train and test: of each class `test_fraction`, but at least one picture, and not all of several."""
-    train: list[Picture] = []
-    test: list[Picture] = []
-    for label in range(classes):
-        chosen = sorted(
-            (picture for picture in pictures if picture.label == label),
-            key=lambda picture: _rank(picture, params.seed),
+@dataclass(frozen=True)
+class _Rows:
+    """Reads pictures from the pixel file, in chunks of about `splits.CHUNK` bytes."""
+
+    file: IO[bytes]
+    shape: tuple[int, ...]
+    positions: NDArray[np.int64]
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        size = math.prod(self.shape)
+        step = max(1, splits.CHUNK // size)
+        for start in range(0, len(self.positions), step):
+            positions = self.positions[start : start + step].tolist()
+            content = b"".join(os.pread(self.file.fileno(), size, position * size) for position in positions)
+            yield np.frombuffer(content, np.uint8).reshape(-1, *self.shape)
+
+
+def _in_threads(work: Any, items: Sequence[int]) -> Iterator[Any]:
+    """Yield `work(item)` in order, computed on all cores: Pillow releases the GIL while it decodes."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        yield from pool.map(work, items)
+    finally:  # after Ctrl-C or an error, start no further work
+        pool.shutdown(cancel_futures=True)
+
+
+def _report_unreadable(root: str, reasons: dict[str, str], total: int, skip: bool) -> None:
+    """Write all reasons to a file; raise a summary, or print it if unreadable pictures are to be skipped."""
+    lines = [f"{name if name.isprintable() else repr(name)} {reason}" for name, reason in reasons.items()]
+    with replacing(UNREADABLE) as partial:
+        partial.write_text("".join(f"{' '.join(line.split())}\n" for line in lines), encoding="utf-8")
+    counts = Counter(reason.partition(":")[0].partition(";")[0] for reason in reasons.values())
+    summary = (
+        f"{len(reasons):,} of {total:,} pictures cannot be read ("
+        + ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(10))
+        + f"): {'; '.join(lines[:10])}"
+        + (f"; and {len(lines) - 10:,} more, in {UNREADABLE}" if len(lines) > 10 else "")
+    )
+    if not skip:
+        raise StageError(
+            f"{root}: {summary}. Repair or remove them, or set dataset.folder.skip_unreadable to true"
         )
+    print(f"{root}: skipped: {summary}", file=sys.stderr)
+
+
+def _split(
+    pictures: Sequence[Picture], classes: int, params: Params
+) -> tuple[list[Picture], list[Picture], list[Picture]]:
+    """Return train, validation and test, in their final order.
+
+    If there is no test split, it gets `test_fraction` of each class, but at least one picture and not all of them.
+    """
+    ordered = sorted(pictures, key=lambda picture: _rank(picture, params.seed))
+    by_split: dict[Role, list[Picture]] = {"train": [], "validation": [], "test": [], "": []}
+    for picture in ordered:
+        by_split[picture.split].append(picture)
+    of_class: list[list[Picture]] = [[] for _ in range(classes)]
+    for picture in by_split[""]:
+        of_class[picture.label].append(picture)
+    drawn = set()
+    for chosen in of_class:
         count = max(1, min(round(len(chosen) * params.test_fraction), len(chosen) - 1))
-        test += chosen[:count]
-        train += chosen[count:]
-    return train, test
+        drawn |= {picture.position for picture in chosen[:count]}
+    for picture in by_split[""]:
+        by_split["test" if picture.position in drawn else "train"].append(picture)
+    return by_split["train"], by_split["validation"], by_split["test"]
 
 
 def _rank(picture: Picture, seed: int) -> tuple[str, str]:
-    """What puts pictures into an order that is as good as random."""
+    """Return a key that sorts pictures into a pseudo-random order."""
     return hashlib.sha256(f"{seed} {picture.sha256}".encode()).hexdigest(), picture.name
 
 
-def _images(pictures: list[Picture], seed: int) -> Images:
-    ordered = sorted(pictures, key=lambda picture: _rank(picture, seed))
-    return Images(
-        np.stack([picture.pixels for picture in ordered]),
-        np.array([picture.label for picture in ordered], np.uint8),
-        official=len(ordered),
-    )
+def _check_classes(root: str, classes: Sequence[str], train: Sequence[Picture], test: Sequence[Picture]) -> None:
+    for split, pictures in (("training", train), ("test", test)):
+        absent = sorted(set(range(len(classes))) - {picture.label for picture in pictures})
+        if not absent:
+            continue
+        names = ", ".join(classes[label] for label in absent[:10])
+        names += f" and {len(absent) - 10:,} more" if len(absent) > 10 else ""
+        if split == "training" or not pictures:
+            raise StageError(f"{root}: no readable {split} pictures of {names}; add some, or exclude the class")
+        print(f"{root}: warning: no test pictures of {names}; these classes will have no figures", file=sys.stderr)
 
 
-def _digest(pictures: list[Picture]) -> str:
-    lines = sorted((picture.name, picture.sha256) for picture in pictures)
-    return hashlib.sha256("".join(f"{sha256}  {name}\n" for name, sha256 in lines).encode()).hexdigest()
+def _digest(lines: list[tuple[str, str]]) -> str:
+    lines.sort(key=lambda line: (line[1], line[0]))
+    return hashlib.sha256("".join(f"{sha256}  {name}\n" for sha256, name in lines).encode()).hexdigest()

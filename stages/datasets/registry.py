@@ -2,6 +2,8 @@
 
 import os
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -20,15 +22,17 @@ class DatasetParams(Section):
     folder: folder.Params
 
 
-def load_dataset(params: DatasetParams) -> Dataset:
-    """Return the dataset named `params.name`, fetching it if necessary."""
+@contextmanager
+def load_dataset(params: DatasetParams, scratch: Path) -> Iterator[Dataset]:
+    """Yield the dataset named `params.name`, fetching it if necessary; temporary files go to `scratch`."""
     match params.name:
         case "cifar10":
-            return cifar10.load(params.cifar10, sources_from_environment(), cache_folder())
+            yield cifar10.load(params.cifar10, sources_from_environment(), cache_folder())
         case "digits":
-            return digits.load()
+            yield digits.load()
         case "folder":
-            return folder.load(params.folder)
+            with folder.load(params.folder, scratch) as dataset:
+                yield dataset
 
 
 def sources_from_environment() -> list[str]:

@@ -34,7 +34,7 @@ def written(folder: Path, pixels: NDArray[Any], labels: NDArray[Any], **changes:
     )
     if pixels.dtype == np.uint8:
         return record
-    return Statistics(**record.model_dump(), scaling="unit", mean=[0.5], std=[0.1])
+    return Statistics(**record.model_dump(exclude_none=True), scaling="unit", mean=[0.5], std=[0.1])
 
 
 @pytest.fixture

@@ -1,206 +1,26 @@
-"""stages/datasets/folder.py: what becomes of each kind of picture, and of each wrong folder."""
+"""stages/datasets/folder.py: the splits that become of a folder of pictures, or of an archive of one."""
 
-import io
+import json
 import os
 import shutil
-import struct
 import subprocess
+import sys
+import tarfile
 import unicodedata
-import zlib
+import zipfile
 from collections.abc import Callable
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
+from numpy.typing import NDArray
 
-from stages.common import pictures
 from stages.common.failure import StageError
-from stages.common.pictures import Decoding
 from stages.datasets import Dataset, folder
-
-RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
-
-
-def flat(mode: str, color: Any, size: tuple[int, int] = (40, 30)) -> Image.Image:
-    return Image.new(mode, size, color)
-
-
-def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, form, **options)
-    return buffer.getvalue()
-
-
-def chunk(kind: bytes, content: bytes) -> bytes:
-    crc = struct.pack(">I", zlib.crc32(kind + content))
-    return struct.pack(">I", len(content)) + kind + content + crc
-
-
-def png(width: int, height: int, depth: int, color: int, row: bytes, extra: bytes = b"") -> bytes:
-    """A PNG file of kinds that Pillow reads but does not write; `color` is PNG's own code."""
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0))
-    rows = chunk(b"IDAT", zlib.compress((b"\0" + row) * height if row else b""))
-    return b"\x89PNG\r\n\x1a\n" + header + extra + rows + chunk(b"IEND", b"")
-
-
-def rotated(form: str, **options: Any) -> bytes:
-    """Red left and blue right as stored, with the note that the left side is the top."""
-    image = flat("RGB", BLUE)
-    image.paste(RED, (0, 0, 20, 30))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    return encoded(image, form, exif=exif.tobytes(), **options)
-
-
-def decode(content: bytes, height: int = 2, width: int = 2, channels: int = 3) -> Any:
-    pixels = pictures.decode(io.BytesIO(content), Decoding(height=height, width=width, channels=channels))
-    assert pixels.dtype == np.uint8
-    assert pixels.shape == (height, width, channels)
-    return pixels.astype(int)
-
-
-def palette(transparency: Any = None) -> bytes:
-    image = flat("P", 1)
-    image.putpalette([0, 0, 0, *RED])
-    return encoded(image, **({} if transparency is None else {"transparency": transparency}))
-
-
-FLAT_PICTURES = {
-    "an RGB PNG": (encoded(flat("RGB", RED)), RED),
-    "a JPEG": (encoded(flat("RGB", RED), "JPEG"), RED),
-    "a WebP": (encoded(flat("RGB", RED), "WEBP", lossless=True), RED),
-    "a progressive JPEG": (encoded(flat("RGB", RED), "JPEG", progressive=True), RED),
-    "one pixel": (encoded(flat("RGB", RED, (1, 1))), RED),
-    "20,000 pixels wide and 3 high": (encoded(flat("RGB", RED, (20_000, 3))), RED),
-    "grey": (encoded(flat("L", 100)), (100, 100, 100)),
-    "a grey JPEG": (encoded(flat("L", 100), "JPEG"), (100, 100, 100)),
-    "black and white": (encoded(flat("1", 1)), WHITE),
-    "grey of 2 bits": (png(8, 8, 2, 0, b"\xaa\xaa"), (170, 170, 170)),
-    "grey of 16 bits": (png(8, 8, 16, 0, b"\x81\x80" * 8), (129, 129, 129)),
-    "RGB of 16 bits": (png(8, 8, 16, 2, b"\x81\x80\x05\x80\x06\x80" * 8), (129, 5, 6)),
-    "a palette": (palette(), RED),
-    "a palette with a transparent colour": (palette(transparency=1), WHITE),
-    "a palette with half transparent colours": (palette(transparency=b"\xff\x80"), (255, 127, 127)),
-    "transparent RGBA": (encoded(flat("RGBA", (9, 9, 9, 0))), WHITE),
-    "half transparent RGBA": (encoded(flat("RGBA", (255, 0, 0, 128))), (255, 127, 127)),
-    "half transparent grey": (encoded(flat("LA", (0, 128))), (127, 127, 127)),
-    "a transparent WebP": (encoded(flat("RGBA", (9, 9, 9, 0)), "WEBP"), WHITE),
-    "RGB with a transparent colour": (encoded(flat("RGB", RED), transparency=RED), WHITE),
-    "CMYK": (encoded(flat("CMYK", (0, 255, 255, 0)), "JPEG"), RED),
-    "several JPEGs in one, as telephones write them": (
-        encoded(flat("RGB", RED), "MPO", save_all=True, append_images=[flat("RGB", BLUE)]),
-        RED,
-    ),
-    "damaged EXIF data": (encoded(flat("RGB", RED), "JPEG", exif=b"Exif\0\0garbage-garbage"), RED),
-}
-
-
-@pytest.mark.parametrize("kind", FLAT_PICTURES)
-def test_every_kind_of_picture_becomes_rgb(kind: str) -> None:
-    content, color = FLAT_PICTURES[kind]
-    assert np.abs(decode(content) - color).max() <= 1
-
-
-@pytest.mark.parametrize("kind", FLAT_PICTURES)
-def test_every_kind_of_picture_becomes_grey(kind: str) -> None:
-    content, (red, green, blue) = FLAT_PICTURES[kind]
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue  # ITU-R BT.601
-    assert np.abs(decode(content, channels=1) - luma).max() <= 1.5
-
-
-@pytest.mark.parametrize(
-    "content", [rotated("JPEG"), rotated("PNG"), rotated("WEBP", lossless=True)], ids=["JPEG", "PNG", "WebP"]
-)
-def test_a_picture_is_turned_upright_by_its_exif_orientation(content: bytes) -> None:
-    pixels = decode(content, height=40, width=30)
-    assert np.abs(pixels[:15] - RED).max() < 10
-    assert np.abs(pixels[-15:] - BLUE).max() < 10
-
-
-def test_the_whole_picture_is_scaled_whatever_its_proportions() -> None:
-    image = flat("RGB", BLUE, (300, 20))
-    image.paste(RED, (0, 0, 100, 20))
-    image.paste(WHITE, (200, 0, 300, 20))
-    pixels = decode(encoded(image), height=8, width=30)
-    for middle, color in ((5, RED), (15, BLUE), (25, WHITE)):
-        assert np.abs(pixels[:, middle] - color).max() <= 1
-
-
-def photograph(name: str) -> bytes:
-    package = find_spec("sklearn")
-    assert package is not None
-    assert package.origin is not None
-    return (Path(package.origin).parent / "datasets" / "images" / name).read_bytes()
-
-
-@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-def test_a_photograph_keeps_its_picture_at_another_size(name: str) -> None:
-    content = photograph(name)
-    with Image.open(io.BytesIO(content)) as image:
-        whole = image.convert("RGB").reduce(10)  # means of 10 x 10 pixels
-    assert np.abs(decode(content, whole.height, whole.width) - np.asarray(whole)).mean() < 4
-
-
-@pytest.mark.parametrize("name", ["china.jpg", "flower.jpg"])
-def test_decoding_a_jpeg_at_a_part_of_its_size_changes_it_by_less_than_a_grey_level_on_average(
-    name: str,
-) -> None:
-    content = photograph(name)
-    with Image.open(io.BytesIO(content)) as image:
-        lossless = encoded(image)
-    assert np.abs(decode(content, 32, 32) - decode(lossless, 32, 32)).mean() < 1
-
-
-SMALL = {form: encoded(flat("RGB", RED), form) for form in ("PNG", "JPEG", "WEBP")}
-TEXT_BOMB = chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 25)))
-
-UNREADABLE = {
-    "text": (b"a text file\n", "is not a picture in a supported format"),
-    "no pixels": (png(0, 0, 8, 2, b""), "is not a picture in a supported format"),
-    "an animated PNG": (encoded(flat("1", 1), save_all=True, append_images=[flat("1", 0)]), "has several frames"),
-    "an animated WebP": (
-        encoded(flat("RGB", RED), "WEBP", save_all=True, append_images=[flat("RGB", BLUE)]),
-        "has several frames",
-    ),
-    "a truncated PNG": (SMALL["PNG"][:-40], "is damaged"),
-    "a truncated JPEG": (photograph("china.jpg")[:100_000], "is damaged: image file is truncated"),
-    "a JPEG truncated in its header": (SMALL["JPEG"][:100], "is damaged"),
-    "a truncated WebP": (SMALL["WEBP"][:-20], "is damaged"),
-    "a PNG without data": (SMALL["PNG"][:33] + chunk(b"IEND", b""), "is damaged"),
-    "20,000 by 20,000 pixels": (png(20_000, 20_000, 8, 0, b""), "has more than 100,000,000 pixels"),
-    "11,000 by 11,000 pixels": (png(11_000, 11_000, 8, 0, b""), "has more than 100,000,000 pixels"),
-    "a text of 32 MB in a PNG of a few kB": (png(8, 8, 8, 0, bytes(8), TEXT_BOMB), "is damaged"),
-}
-
-
-@pytest.mark.parametrize("kind", UNREADABLE)
-def test_what_cannot_be_read_has_a_reason(kind: str) -> None:
-    content, reason = UNREADABLE[kind]
-    with pytest.raises(pictures.Unreadable, match=f"^{reason}"):
-        decode(content)
-
-
-@settings(max_examples=400, deadline=None)
-@given(
-    form=st.sampled_from(sorted(SMALL)),
-    places=st.lists(st.tuples(st.integers(0, 700), st.integers(0, 9), st.binary(max_size=4)), max_size=3),
-)
-def test_any_damage_to_a_picture_gives_pixels_or_a_reason(form: str, places: list[tuple[int, int, bytes]]) -> None:
-    content = SMALL[form]
-    for start, length, new in places:
-        content = content[:start] + new + content[start + length :]
-    try:
-        decode(content)
-    except pictures.Unreadable as reason:
-        assert str(reason).startswith(("is ", "has "))
-
-
-# Folders.
+from tests.common.test_pictures import BLUE, RED, SMALL, UNREADABLE, encoded, flat, photograph, png
+from tests.project import ROOT
 
 
 @pytest.fixture
@@ -226,8 +46,16 @@ def write_shades(part: str = "", count: int = 10) -> list[Path]:
 
 
 def load(**changes: Any) -> Dataset:
-    values = {"pixels": 4, "channels": 3, "test_fraction": 0.2, "seed": 7, "skip_unreadable": False}
-    return folder.load(folder.Params.model_validate(values | changes))
+    values = {"pixels": 4, "channels": 3, "resize": "stretch", "labels": "", "exclude": [], "val_as": "test"}
+    values |= {"test_fraction": 0.2, "seed": 7, "skip_unreadable": False}
+    with folder.load(folder.Params.model_validate(values | changes), Path()) as dataset:
+        train, test = (replace(split, images=array(split.images)) for split in (dataset.train, dataset.test))
+    return replace(dataset, train=train, test=test)
+
+
+def array(images: Any) -> NDArray[np.uint8]:
+    """The images of a split in memory."""
+    return np.concatenate([np.zeros((0, *images.shape[1:]), np.uint8), *images.chunks])
 
 
 def contents(dataset: Dataset) -> list[bytes]:
@@ -389,20 +217,18 @@ def test_a_linked_picture_is_read(repository: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [".gitkeep", "README.md", "cat/.DS_Store", "dog/Thumbs.db", ".hidden/1.png"])
-def test_what_systems_and_people_leave_beside_pictures_is_passed_over(repository: Path, name: str) -> None:
+def test_files_that_are_not_pictures_do_not_change_the_dataset(repository: Path, name: str) -> None:
     write_shades()
     first = load()
     write(name, b"no picture")
     assert load().sha256 == first.sha256
 
 
-def write_odd_ones() -> dict[str, str]:
-    """Six files that cannot be read, and the reason of each."""
+def write_unreadable() -> dict[str, str]:
+    """Files that cannot be read, and the reason of each."""
     write("cat/animated.png", UNREADABLE["an animated PNG"][0])
     write("cat/empty.jpg", b"")
     write("cat/huge.png", UNREADABLE["20,000 by 20,000 pixels"][0])
-    write("dog/kittens/1.png")
-    write("dog/notes.txt", b"")
     write("dog/text.png", b"text")
     os.mkfifo("pictures/dog/pipe.png")
     Path("pictures/dog/broken.png").symlink_to("nowhere")
@@ -411,43 +237,43 @@ def write_odd_ones() -> dict[str, str]:
         "cat/empty.jpg": "is empty",
         "cat/huge.png": "has more than 100,000,000 pixels",
         "dog/broken.png": "is not a file",
-        "dog/kittens": "is a folder within a class",
-        "dog/notes.txt": "is not named .png, .jpg, .jpeg, .webp",
         "dog/pipe.png": "is not a file",
         "dog/text.png": "is not a picture in a supported format",
     }
 
 
-def test_all_that_cannot_be_read_is_listed_in_one_error(repository: Path) -> None:
+def test_unreadable_pictures_are_listed_in_one_error(repository: Path) -> None:
     write_shades()
-    reasons = write_odd_ones()
+    reasons = write_unreadable()
     with pytest.raises(
-        StageError, match=r"8 of 28 files .* or set dataset.folder.skip_unreadable to true"
+        StageError, match=r"6 of 26 pictures .* or set dataset.folder.skip_unreadable to true"
     ) as error:
         load()
     for name, reason in reasons.items():
         assert f"{name} {reason}" in str(error.value)
 
 
-def test_all_that_cannot_be_read_is_skipped_on_demand_and_named(
+def test_unreadable_pictures_are_skipped_on_request_and_listed(
     repository: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shades()
     sound = load()
-    reasons = write_odd_ones()
+    reasons = write_unreadable()
     dataset = load(skip_unreadable=True)
     assert contents(dataset) == contents(sound)
     assert dataset.sha256 == sound.sha256
-    assert dataset.edition == "pictures of your own: 20 files in pictures/, 8 skipped"
-    lines = capsys.readouterr().err.splitlines()
-    for line, (name, reason) in zip(lines, reasons.items(), strict=True):
-        assert line.startswith(f"pictures: skipped: {name} {reason}")
+    assert dataset.edition == "pictures of your own: 20 files in pictures/, 6 skipped"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pictures: skipped: 6 of 26 pictures cannot be read (2 is not a file, ")
+    listed = folder.UNREADABLE.read_text().splitlines()
+    for one, (name, reason) in zip(listed, reasons.items(), strict=True):
+        assert one.startswith(f"{name} {reason}")
 
 
 def test_a_name_with_a_line_break_is_listed_in_one_line(repository: Path) -> None:
     write_shades()
     write("cat/a\nb.png")
-    with pytest.raises(StageError, match=r"'cat/a\\nb.png' has a name that cannot be shown"):
+    with pytest.raises(StageError, match=r"'cat/a\\nb.png' has an unprintable name"):
         load()
 
 
@@ -458,73 +284,40 @@ def link_a_class() -> None:
 
 
 WRONG_FOLDERS: dict[str, tuple[Callable[[], object], str]] = {
-    "none": (lambda: None, "pictures: no such folder; one subfolder a class"),
-    "a file": (lambda: Path("pictures").touch(), "pictures: no such folder; one subfolder a class"),
-    "no class": (lambda: write("README.md"), "pictures: 0 classes found, 2 to 256 expected"),
-    "one class": (lambda: write("cat/1.png"), r"pictures: 1 class found \(cat\), 2 to 256 expected"),
-    "an empty class": (
-        lambda: (write("cat/1.png"), write("dog/.gitkeep")),
-        "pictures/dog: this class has no picture",
-    ),
-    "257 classes": (
-        lambda: [write(f"{number}/1.png") for number in range(257)],
-        "pictures: 257 classes found, 2 to 256 expected",
-    ),
-    "a picture without a class": (
-        lambda: (write_shades(), write("1.jpg")),
-        "pictures/1.jpg: this picture is in no class's folder",
-    ),
+    "none": (lambda: None, "pictures: no such folder or archive; set dataset.folder.path"),
+    "an empty file": (lambda: Path("pictures").touch(), r"pictures: not a folder, \.zip or uncompressed \.tar"),
     "one picture in a class": (
         lambda: (write_shades(), write("emu/1.png")),
-        "'emu' has no picture left for train",
+        "no readable training pictures of emu; add some, or exclude the class",
     ),
-    "other classes in test": (
-        lambda: (write_shades("train/"), write_shades("test/"), write("test/emu/1.png")),
-        "only one of train/ and test/ has the class 'emu'",
-    ),
-    "a third part": (
-        lambda: (write_shades("train/"), write_shades("test/"), write_shades("val/")),
-        "beside train/ and test/ there is 'val'",
-    ),
-    "a picture beside train and test": (
-        lambda: (write_shades("train/"), write_shades("test/"), write("1.webp")),
-        "beside train/ and test/ there is '1.webp'",
-    ),
-    "one class in test": (
-        lambda: (write_shades("train/"), write("test/cat/1.png")),
-        r"pictures/test: 1 class found \(cat\), 2 to 256 expected",
-    ),
-    "one name in two forms": (
-        lambda: (write("\xe9/1.png"), write("e\u0301/1.png")),
-        "is unprintable or there twice",
-    ),
-    "an unprintable class": (lambda: (write_shades(), write("a\nb/1.png")), r"'a\\nb' is unprintable"),
-    "a linked class": (link_a_class, "pictures/cat: a link to a folder, in which DVC sees no change"),
+    "a linked class": (link_a_class, "pictures/cat: a link to a folder, in which DVC sees no changes"),
 }
 
 
 @pytest.mark.parametrize("kind", WRONG_FOLDERS)
-def test_a_folder_that_is_not_as_expected_is_refused(repository: Path, kind: str) -> None:
+def test_a_folder_without_a_dataset_is_an_error(repository: Path, kind: str) -> None:
     make, message = WRONG_FOLDERS[kind]
     make()
     with pytest.raises(StageError, match=message):
         load()
 
 
-def test_a_class_of_which_nothing_is_left_after_skipping_is_refused(repository: Path) -> None:
+def test_a_class_without_a_readable_picture_is_an_error(repository: Path) -> None:
     write("cat/1.png", b"")
     write("dog/1.png")
     write("dog/2.png")
-    with pytest.raises(StageError, match="the class 'cat' has no picture left for train"):
+    with pytest.raises(StageError, match="no readable training pictures of cat"):
         load(skip_unreadable=True)
 
 
-def test_256_classes_can_be_told_apart(repository: Path) -> None:
-    for number in range(256):
+@pytest.mark.parametrize(("classes", "dtype"), [(256, np.uint8), (257, np.uint16)])
+def test_labels_have_as_many_bytes_as_the_classes_need(repository: Path, classes: int, dtype: Any) -> None:
+    for number in range(classes):
         for color in (RED, BLUE):
             write(f"{number:03}/{color}.png", encoded(flat("RGB", color, (1, 1))))
     dataset = load(pixels=1)
-    assert sorted(dataset.train.labels) == sorted(dataset.test.labels) == list(range(256))
+    assert dataset.train.labels.dtype == dtype
+    assert sorted(dataset.train.labels) == sorted(dataset.test.labels) == list(range(classes))
 
 
 def test_reading_twice_gives_the_same_bytes(repository: Path) -> None:
@@ -533,3 +326,131 @@ def test_reading_twice_gives_the_same_bytes(repository: Path) -> None:
             write(f"{name[:-4]}/{copy}.jpg", photograph(name) + bytes(copy))
     first, second = load(pixels=[24, 32]), load(pixels=[24, 32])
     assert contents(first) == contents(second)
+
+
+def test_val_is_the_end_of_the_training_images(repository: Path) -> None:
+    for part, count in (("train/", 5), ("val/", 3), ("test/", 2)):
+        write_shades(part, count)
+    write("val/cat/unlike.png", encoded(flat("RGB", (9, 9, 9))))
+    dataset = load()
+    assert (dataset.validation, len(dataset.train.labels), len(dataset.test.labels)) == (7, 17, 4)
+    assert (9, 9, 9) in [tuple(image[0, 0]) for image in dataset.train.images[-7:]]
+
+
+def test_a_class_without_test_pictures_is_a_warning(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_shades("train/")
+    write("test/cat/1.png")
+    assert load().test.labels.tolist() == [0]
+    assert "warning: no test pictures of dog; these classes will have no figures" in capsys.readouterr().err
+
+
+def test_a_table_gives_classes_and_splits(repository: Path) -> None:
+    write_shades("images/", 2)
+    rows = ["images/cat/0.png,warm,train", "images/cat/1.png,warm,test", "images/dog/0.png,cold,train"]
+    write("labels.csv", "\n".join(["path,label,split", *rows, "images/dog/1.png,cold,test"]).encode())
+    dataset = load(labels="labels.csv")
+    assert dataset.classes == ("cold", "warm")
+    assert [sorted(split.labels) for split in (dataset.train, dataset.test)] == [[0, 1], [0, 1]]
+    write("labels.csv", Path("pictures/labels.csv").read_bytes() + b"\n")
+    assert load(labels="labels.csv").sha256 != dataset.sha256
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"pictures/labels\.csv: no such file \(dataset\.folder\.labels\); CSV files there: other\.csv"),
+        (b"\xff\xfe", r"pictures/labels\.csv: not UTF-8 at byte 0"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(repository: Path, content: bytes | None, message: str) -> None:
+    write_shades()
+    write("other.csv", b"")
+    if content:
+        write("labels.csv", content)
+    with pytest.raises(StageError, match=message):
+        load(labels="labels.csv")
+
+
+def test_16_bit_pictures_of_12_bits_use_the_whole_range(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("cat", "dog"):
+        for level in (1, 2048, 4095):
+            write(f"{name}/{level}.png", png(8, 8, 16, 0, level.to_bytes(2, "big") * 8))
+    dataset = load(channels=1)
+    assert dataset.decoding is not None
+    assert dataset.decoding.grey_bits == 12
+    assert {*dataset.train.images.flat, *dataset.test.images.flat} == {0, 128, 255}
+    assert "16-bit grey pictures use 12 bits; scaled from 12 to 8 bits" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_the_number_of_cores_does_not_change_the_dataset(
+    repository: Path, cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_shades(count=60)
+    write("cat/broken.png", b"")
+    first = load(skip_unreadable=True)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert contents(load(skip_unreadable=True)) == contents(first)
+
+
+def pack_zip(path: Path, folder: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in folder.rglob("*"):
+            archive.write(file, file.relative_to(folder))
+
+
+def pack_tar(path: Path, folder: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.add(folder, ".")
+
+
+@pytest.mark.parametrize("pack", [pack_zip, pack_tar])
+def test_an_archive_gives_the_same_dataset_as_the_folder(repository: Path, pack: Any) -> None:
+    write_shades()
+    write("__MACOSX/cat/._1.png", b"x")
+    pack(Path("set.archive"), Path("pictures"))
+    from_folder, from_archive = load(), load(path="set.archive")
+    assert contents(from_archive) == contents(from_folder)
+    assert from_archive.sha256 == from_folder.sha256
+    assert from_archive.edition == "pictures of your own: 20 files in set.archive"
+
+
+def test_a_thousand_unreadable_pictures_are_summarized(repository: Path) -> None:
+    write_shades()
+    for number in range(1000):
+        write(f"cat/broken {number}.png", b"" if number % 2 else b"text")
+    with pytest.raises(StageError) as caught:
+        load()
+    assert len(str(caught.value)) < 2000
+    assert "1,000 of 1,020 pictures cannot be read (500 is not a picture in a supported format" in str(
+        caught.value
+    )
+    assert f"and 990 more, in {folder.UNREADABLE}" in str(caught.value)
+    assert len(folder.UNREADABLE.read_text().splitlines()) == 1000
+
+
+DOWNLOAD = """
+import resource, sys
+from stages import download
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+download.main(sys.argv[1:])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(repository: Path) -> None:
+    """480 pictures of 256 x 256 pixels are 94 MB."""
+    for name in ("cat", "dog"):
+        for shade in range(240):
+            write(f"{name}/{shade}.png", encoded(flat("RGB", (shade, 0, len(name)))))
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    text = text.replace("name: cifar10", "name: folder").replace("pixels: 32", "pixels: 256")
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", DOWNLOAD, "--out", "raw"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 60_000  # kB
+    assert json.loads(Path("raw/source.json").read_text())["decoding"]["resize"] == "stretch"
+    assert {path.name for path in Path("raw").iterdir()} == {".lock", "source.json", "test.npz", "train.npz"}

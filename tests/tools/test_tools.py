@@ -63,7 +63,7 @@ def test_a_folder_of_pictures_that_dvc_cannot_read_is_named(
     shutil.copy2(ROOT / "params.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        StageError, match=r"^params\.yaml: dataset\.folder\.path: pictures: no such folder; make it"
+        StageError, match=r"^params\.yaml: dataset\.folder\.path: pictures: not found; make the folder"
     ):
         check.main([])
     (tmp_path / "pictures" / "cat").mkdir(parents=True)

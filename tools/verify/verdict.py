@@ -150,6 +150,8 @@ def _bring_pictures(choices: Mapping[str, Any], folder: Path) -> None:
         pictures = Path(choices["dataset.folder.path"])
         if pictures.is_dir() and not pictures.is_absolute():
             shutil.copytree(pictures, folder / pictures, dirs_exist_ok=True)
+        elif pictures.is_file() and not pictures.is_absolute():
+            shutil.copy(pictures, folder / pictures)
 
 
 def _refuse_another_dataset(asked: str | None, found: Any) -> None:
