@@ -27,7 +27,7 @@ demo: setup ## all four stages on the embedded digits, offline, in a folder of i
 repro: setup ## the pipeline on CIFAR-10; reruns what changed
 	$(BIN)/python -m tools.check
 	$(BIN)/dvc repro
-	$(BIN)/python -m tools.metrics
+	$(BIN)/dvc metrics show
 
 repro-fast: setup ## the same with another network and training: recipes/fast.yaml, written into params.yaml
 	$(BIN)/python -m tools.recipe fast

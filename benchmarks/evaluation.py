@@ -45,7 +45,9 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, command in commands.items():
                 taken[name].append(seconds(command))
-        images = json.loads((Path(folder) / "metrics" / "evaluation.json").read_bytes())["test_images"]
+        images = parse_figures((Path(folder) / "metrics" / "evaluation.csv").read_bytes(), "evaluation.csv")[
+            "test_images"
+        ]
     medians = {name: statistics.median(values) for name, values in taken.items()}
     ratio = medians["evaluate"] / medians["bare"]
     print(f"{images:,} images, medians of {options.rounds} rounds; bare: {best} images a batch\n")

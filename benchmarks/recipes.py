@@ -109,10 +109,11 @@ def _stage(name: str, seed: int, processed: Path, began: float, folder: Path) ->
     params.write_text(with_recipe(PARAMS.read_text(encoding="utf-8"), recipe), encoding="utf-8")
     choose(params, {"train.seed": seed, "train.callbacks": ["benchmarks.curve.Curve"]})
     places = ["model", "metrics", "history", "environment", "logs", "checkpoints"]
-    options = [f"--{place}={folder / place / place}{'.keras' if place == 'model' else ''}" for place in places]
+    suffixes = {"model": ".keras", "metrics": ".csv"}
+    options = [f"--{place}={folder / place / place}{suffixes.get(place, '')}" for place in places]
     train.main([f"--params={params}", f"--processed={processed}", *options])
     found = _result(began)
-    found["model_sha256"] = json.loads((folder / "metrics" / "metrics").read_bytes())["model_sha256"]
+    found["model_sha256"] = json.loads((folder / "model" / "model.json").read_bytes())["sha256"]
     if name == "fast":
         validation = read_split(processed, "validation", read_record(processed / "statistics.json", Statistics))
         found["flipped"] = _flipped(folder / "model" / "model.keras", validation.images, validation.labels)

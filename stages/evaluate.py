@@ -1,10 +1,9 @@
-"""Stage 4: judge the trained model on the test split, which nothing read before.
+"""Stage 4: evaluate the trained model on the test split, which no other stage has used.
 
 Run as `python -m stages.evaluate`, with the options of `--help`; `dvc repro` does. Reads test.npz and
-statistics.json of data/processed, the model, and metrics/train.json, which names the model's SHA-256;
-writes metrics/evaluation.json, which stages/evaluation/evaluation.schema.json describes, metrics/per_class.csv,
-metrics/confusion.csv, metrics/reliability.csv, data/predictions.csv, models/MODEL_CARD.md and
-environment/evaluate.json, which tells the machine.
+statistics.json from data/processed, and the model with its record. Writes metrics/evaluation.csv and
+evaluation.json, metrics/per_class.csv, metrics/confusion.csv, metrics/reliability.csv, data/predictions.csv,
+models/MODEL_CARD.md, and environment/evaluate.json, the record of the machine.
 """
 
 import argparse
@@ -12,13 +11,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import numpy as np
 
 from stages.common import failure
 from stages.common.exclusive import exclusive
 from stages.common.params import load
-from stages.common.records import Statistics, read_record, read_split
-from stages.evaluation import scoring
+from stages.common.records import Statistics, read_record, read_split, require_same_data
 from stages.evaluation.results import EvaluateParams, save_results
 from stages.model import runtime
 from stages.model.runtime import RuntimeParams
@@ -35,33 +34,33 @@ def main(arguments: Sequence[str]) -> None:
         test = read_split(options.processed, "test", statistics)
         if params.top_k >= len(statistics.classes):
             print(
-                f"evaluate: evaluate.top_k is {params.top_k} of {len(statistics.classes)} classes: every image is "
-                "a hit",
+                f"evaluate: evaluate.top_k is {params.top_k}, but there are only {len(statistics.classes)} "
+                "classes: every image counts as correct",
                 file=sys.stderr,
             )
         runtime.start(runtime_params, seed=0)
-        from stages.model.trained import load_predictor, verify_trained_here  # now, as it loads TensorFlow
+        from stages.model.trained import load_predictor  # only now, as it loads TensorFlow
 
-        digest = verify_trained_here(options.model, options.train_metrics)
-        predict = load_predictor(options.model, test.images.shape[1:])
+        predict, record = load_predictor(options.model)
+        require_same_data(record, statistics)
         probabilities, labels = predict(test.images), test.labels.argmax(axis=1)
-        further: dict[str, Any] = {"model_sha256": digest}
+        flipped = None
         if params.flip:
-            mirrored = predict(test.images[:, :, ::-1])
-            further["flip"] = scoring.score(labels, (probabilities + mirrored) / 2, params.top_k)
+            flipped = (probabilities + predict(test.images[:, :, ::-1])) / np.float32(2)
         save_results(
             options.metrics,
             options.predictions,
             options.card,
             params,
             statistics,
+            record,
             labels,
             probabilities,
-            further,
+            flipped,
         )
         seconds = time.monotonic() - began
         log = options.logs / "evaluate.json"
-        runtime.write_environment(options.environment, log, runtime_params, digest, seconds)
+        runtime.write_environment(options.environment, log, runtime_params, record.sha256, seconds)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -69,7 +68,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--processed", type=Path, default=Path("data/processed"), help="folder of the splits")
     parser.add_argument("--model", type=Path, default=Path("models/model.keras"))
-    parser.add_argument("--train-metrics", type=Path, default=Path("metrics/train.json"))
     parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder of the tables and figures")
     parser.add_argument("--card", type=Path, default=Path("models/MODEL_CARD.md"))
     parser.add_argument("--predictions", type=Path, default=Path("data/predictions.csv"))

@@ -1,22 +1,21 @@
 """Stage 3: train the network on the processed training split.
 
 Run as `python -m stages.train`, with the options of `--help`; `dvc repro` does. Reads train.npz, validation.npz
-and statistics.json from data/processed; writes the model, metrics/train.json, metrics/history.csv and
-environment/train.json, the record of the machine. TensorBoard logs and the duration go to logs/, which nothing
-tracks.
+and statistics.json from data/processed. Writes models/model.keras and its record model.json, metrics/train.csv and
+train.json, metrics/history.csv, and environment/train.json, the record of the machine. TensorBoard logs and the
+duration go to logs/, which nothing tracks.
 """
 
 import argparse
-import hashlib
 import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from stages.common import failure
 from stages.common.exclusive import exclusive
+from stages.common.figures import write_figures
 from stages.common.outputs import require_space, write_json, write_table
 from stages.common.params import load
 from stages.common.records import Statistics, read_record, read_split
@@ -27,10 +26,7 @@ from stages.training.augmentation import check_image_size
 from stages.training.optimization import notes
 from stages.training.params import TrainParams
 
-if TYPE_CHECKING:
-    import keras
-
-SCHEMA_VERSION = 1
+METRICS = ("val_accuracy", "val_loss")  # the figures that DVC shows; metrics/train.csv has all
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,6 +47,7 @@ def main(arguments: Sequence[str]) -> None:
     from stages.training.cluster import joined
     from stages.training.identity import code_files, run_digests, run_key
     from stages.training.loop import Trainer
+    from stages.training.results import history_table, model_record, training_figures
 
     callbacks = [named_callback(name) for name in params.callbacks]
     digests = run_digests([params, model_params, runtime_params], statistics, code_files(params.callbacks))
@@ -71,11 +68,14 @@ def main(arguments: Sequence[str]) -> None:
 
         if cluster.chief:
             save_model(model, options.model)
-            digest = hashlib.sha256(options.model.read_bytes()).hexdigest()
-            _save_metrics(options, model, digest, statistics, history, saved)
+            record = model_record(options.model, model.count_params(), saved, statistics)
+            write_json(options.model.with_suffix(".json"), record.model_dump())
+            write_table(options.history, history_table(history))
+            write_figures(options.metrics, training_figures(record, history[saved]), METRICS)
             log, seconds = options.logs / "train.json", time.monotonic() - began
-            record = options.environment
-            runtime.write_environment(record, log, runtime_params, digest, seconds, cluster.replicas)
+            runtime.write_environment(
+                options.environment, log, runtime_params, record.sha256, seconds, cluster.replicas
+            )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -83,38 +83,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
     parser.add_argument("--processed", type=Path, default=Path("data/processed"), help="folder of the splits")
     parser.add_argument("--model", type=Path, default=Path("models/model.keras"))
-    parser.add_argument("--metrics", type=Path, default=Path("metrics/train.json"))
+    parser.add_argument("--metrics", type=Path, default=Path("metrics/train.csv"))
     parser.add_argument("--history", type=Path, default=Path("metrics/history.csv"))
     parser.add_argument("--environment", type=Path, default=Path("environment/train.json"))
     parser.add_argument("--logs", type=Path, default=Path("logs"))
     parser.add_argument("--checkpoints", type=Path, default=Path("checkpoints"))
     return parser.parse_args(arguments)
-
-
-def _save_metrics(
-    options: argparse.Namespace,
-    model: "keras.Model",
-    digest: str,
-    statistics: Statistics,
-    history: Sequence[dict[str, float]],
-    saved: int,
-) -> None:
-    import pandas as pd
-
-    table = pd.DataFrame(history)
-    table.insert(0, "epoch", range(1, len(history) + 1))
-    write_table(options.history, table)
-    write_json(
-        options.metrics,
-        {
-            "schema_version": SCHEMA_VERSION,
-            "dataset": statistics.dataset.name,
-            "epoch": saved + 1,
-            **history[saved],
-            "parameters": model.count_params(),
-            "model_sha256": digest,
-        },
-    )
 
 
 if __name__ == "__main__":

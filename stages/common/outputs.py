@@ -52,12 +52,17 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
     Raises `StageError` when a number is not finite.
     """
-    for key, value in _leaves(content):
-        if isinstance(value, float) and not math.isfinite(value):
-            raise StageError(f"{path}: {key} is {value}, not a finite number; nothing was written")
+    require_finite(path, content)
     text = json.dumps(content, indent=2, sort_keys=True, allow_nan=False, ensure_ascii=False)
     with replacing(path) as partial:
         partial.write_text(text + "\n", encoding="utf-8")
+
+
+def require_finite(path: Path, content: Mapping[str, Any]) -> None:
+    """Raise `StageError`, which names `path` and the key, when a number in `content` is not finite."""
+    for key, value in _leaves(content):
+        if isinstance(value, float) and not math.isfinite(value):
+            raise StageError(f"{path}: {key} is {value}, not a finite number; nothing was written")
 
 
 def write_table(path: Path, table: "pd.DataFrame") -> None:

@@ -10,7 +10,7 @@ from stages.common.failure import StageError
 from stages.common.pictures import Decoding
 from stages.common.splits import Split, damaged, read
 
-R = TypeVar("R", bound="Record")
+R = TypeVar("R", bound=BaseModel)
 
 
 class SplitRecord(BaseModel):
@@ -82,6 +82,27 @@ class Statistics(Record):
     std: list[float]
 
 
+class ModelRecord(BaseModel):
+    """models/model.json: what it takes to use the model.keras beside it, whose SHA-256 it holds.
+
+    shape: of its images, (H, W, C). scaling, mean, std: as in `Statistics`. epoch: the one whose weights
+    were saved.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    schema_version: Literal[1] = 1
+    sha256: str
+    dataset: DatasetRecord
+    classes: list[str]
+    shape: list[int]
+    scaling: str
+    mean: list[float]
+    std: list[float]
+    epoch: int
+    parameters: int
+
+
 def read_record(path: Path, model: type[R]) -> R:
     """Return the record at `path`; raises `StageError` when it is missing or not valid."""
     try:
@@ -92,6 +113,13 @@ def read_record(path: Path, model: type[R]) -> R:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise damaged(path, f"{where}: {first['msg']}") from None
+
+
+def require_same_data(model: ModelRecord, statistics: Statistics) -> None:
+    """Raise `StageError` unless the model was trained on the data that `statistics` describe."""
+    for name in ("dataset", "classes", "scaling", "mean", "std"):
+        if getattr(model, name) != getattr(statistics, name):
+            raise StageError(f"the model was trained on other data ({name} differs); run: dvc repro")
 
 
 def read_split(folder: Path, name: str, record: Record) -> Split:

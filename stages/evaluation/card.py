@@ -11,7 +11,7 @@ import yaml
 
 from stages.common.records import Statistics
 
-# What a hub calls a metric, and its key in evaluation.json.
+# The name of a metric on a hub, and its key in evaluation.csv.
 METRICS = {"accuracy": "accuracy", "f1": "f1_macro", "precision": "precision_macro", "recall": "recall_macro"}
 
 TEXT = """\
@@ -58,7 +58,7 @@ Choices, code and versions: params.yaml, dvc.lock and environment/ of the commit
 
 
 def model_card(evaluation: Mapping[str, Any], per_class: pd.DataFrame, statistics: Statistics) -> str:
-    """Return the card of the model that `evaluation`, the content of evaluation.json, and `per_class` judge."""
+    """Return the card of the model that `evaluation`, the figures of evaluation.csv, and `per_class` judge."""
     height, width, channels = statistics.splits["test"].shape
     figures = {name: value for name, value in sorted(evaluation.items()) if isinstance(value, float)}
     columns = ("precision", "recall", "f1")

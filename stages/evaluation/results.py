@@ -1,25 +1,19 @@
 """What evaluate writes about one model on the test split: metrics, tables, predictions and the model card."""
 
-import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import jsonschema
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 from pydantic import Field
 
-from stages.common.outputs import replacing, write_json, write_table
+from stages.common.figures import write_figures
+from stages.common.outputs import replacing, write_table
 from stages.common.params import Section
-from stages.common.records import Statistics
+from stages.common.records import ModelRecord, Statistics
 from stages.evaluation import scoring
 from stages.evaluation.card import model_card
-
-SCHEMA_VERSION = 1
-SCHEMA = Path(__file__).with_name("evaluation.schema.json")
 
 
 class EvaluateParams(Section):
@@ -35,13 +29,15 @@ def save_results(
     card: Path,
     params: EvaluateParams,
     statistics: Statistics,
+    record: ModelRecord,
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float32],
-    further: Mapping[str, Any],
+    flipped: NDArray[np.float32] | None,
 ) -> None:
     """Score the predictions on the test split and write every table, the metrics and the model card.
 
-    metrics: folder; labels: int64 (N,); probabilities: float32 (N, classes); further: entries of evaluation.json.
+    metrics: folder; labels: int64 (N,); probabilities: float32 (N, classes); flipped: the same with
+    horizontal-flip test-time augmentation.
     """
     classes = statistics.classes
     predicted = probabilities.argmax(axis=1)
@@ -60,20 +56,21 @@ def save_results(
     bins = scoring.reliability(labels, probabilities)
     bins = bins[bins["count"] > 0].rename(columns={"count": "images"})
     write_table(metrics / "reliability.csv", bins[["confidence", "accuracy", "images"]])
-    hits = labels[:official] == predicted[:official]
-    evaluation = {
-        "schema_version": SCHEMA_VERSION,
+    correct = labels[:official] == predicted[:official]
+    figures = {
+        **scoring.score(labels, probabilities, params.top_k),
+        # On the test images that are identical to the published ones.
+        "official_accuracy": float(correct.mean()) if official else None,
+        "flip": None if flipped is None else scoring.score(labels, flipped, params.top_k),
+        "test_images": len(labels),
+        "official_test_images": official,
         "dataset": statistics.dataset.name,
         "dataset_edition": statistics.dataset.edition,
         "dataset_sha256": statistics.dataset.sha256,
-        **scoring.score(labels, probabilities, params.top_k),
-        "test_images": len(labels),
-        # On the test images that are byte for byte the authors' own; null where there is none.
-        "official_test_images": official,
-        "official_accuracy": float(hits.mean()) if official else None,
-        **further,
+        "model_sha256": record.sha256,
     }
-    jsonschema.validate(evaluation, json.loads(SCHEMA.read_bytes()))
-    write_json(metrics / "evaluation.json", evaluation)
+    # As many as fit `dvc exp show` on a terminal of 120 columns, beside those of train.
+    decisive = "official_accuracy" if 0 < official < len(labels) else "loss"
+    write_figures(metrics / "evaluation.csv", figures, ["accuracy", decisive])
     with replacing(card) as partial:
-        partial.write_text(model_card(evaluation, per_class, statistics), encoding="utf-8")
+        partial.write_text(model_card(figures, per_class, statistics), encoding="utf-8")

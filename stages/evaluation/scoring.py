@@ -1,6 +1,6 @@
 """Metrics from predictions: arrays in, plain floats and tables out; no files, no TensorFlow.
 
-    score(labels, probabilities)               one flat dict, for metrics/evaluation.json
+    score(labels, probabilities)               one flat dict, for metrics/evaluation.csv
     per_class(labels, probabilities, classes)  a row a class, for metrics/per_class.csv
     confusion(labels, predicted, classes)      a row a pair of classes, for metrics/confusion.csv
     most_confused, reliability, notes          what a report shows beside them

@@ -1,39 +1,40 @@
-"""Load the model that the stage train wrote, and no other: loading a stranger's model runs its code."""
+"""Loads the model that the stage train wrote. Any other is refused, because loading a model can run its code."""
 
 import hashlib
-import json
 from pathlib import Path
 
 import keras
 
 from stages.common.failure import StageError
+from stages.common.records import ModelRecord, read_record
 from stages.model.inference import Predictor
 
 
-def verify_trained_here(model: Path, train_metrics: Path) -> str:
-    """Return the model file's SHA-256 when `train_metrics` names it: loading a stranger's model runs its code."""
+def load_model(path: Path) -> tuple[keras.Model, ModelRecord]:
+    """Return the model at `path`, NAME.keras, and its record, NAME.json beside it.
+
+    Raises `StageError` when one of them is missing or the model is not the one that the record describes.
+    """
+    record = read_record(path.with_suffix(".json"), ModelRecord)
     try:
-        found = hashlib.sha256(model.read_bytes()).hexdigest()
-        expected = json.loads(train_metrics.read_bytes())["model_sha256"]
-    except FileNotFoundError as error:
-        raise StageError(f"{error.filename}: no such file; run: dvc repro") from None
-    except (ValueError, LookupError, TypeError):  # not JSON, no such key, or not an object
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        raise StageError(f"{path}: no such file; run: dvc repro") from None
+    if found != record.sha256:
         raise StageError(
-            f"{train_metrics}: not what the stage train writes; run: dvc repro --force train"
-        ) from None
-    if found != expected:
-        raise StageError(
-            f"{model}: sha256 {expected} expected by {train_metrics}, {found} found: not the model that the "
-            "stage train wrote; run: dvc repro --force train"
+            f"{path}: not the model that the stage train wrote (expected SHA-256 {record.sha256}, found {found}); "
+            "run: dvc repro --force train"
         )
-    return found
-
-
-def load_predictor(path: Path, shape: tuple[int, ...]) -> Predictor:
-    """Return the model's forward pass; raises `StageError` unless it takes images of `shape` (H, W, C)."""
     model: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    if model.input_shape[1:] != shape:
+    if list(model.input_shape[1:]) != record.shape:
         raise StageError(
-            f"{path}: takes images of {model.input_shape[1:]}, the test split has {shape}; run: dvc repro train"
+            f"{path}: takes images of {list(model.input_shape[1:])}, but its record says {record.shape}; "
+            "run: dvc repro --force train"
         )
-    return Predictor(model)
+    return model, record
+
+
+def load_predictor(path: Path) -> tuple[Predictor, ModelRecord]:
+    """Return the forward pass of the model at `path` and its record; raises `StageError` as `load_model` does."""
+    model, record = load_model(path)
+    return Predictor(model), record

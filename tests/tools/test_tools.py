@@ -13,7 +13,7 @@ import yaml
 from stages.common.failure import StageError
 from stages.common.params import SECTIONS, read
 from tests.project import ROOT
-from tools import check, demo, figures, metrics, plots
+from tools import check, demo, figures, plots
 from tools.report import __main__ as report
 
 
@@ -102,7 +102,7 @@ def test_damaged_metrics_are_named_with_the_command_that_makes_them(tmp_path: Pa
         metrics.main([str(tmp_path)])
 
 
-@pytest.mark.parametrize("tool", [metrics, figures, plots, report])
+@pytest.mark.parametrize("tool", [figures, plots, report])
 def test_help_is_help_and_makes_nothing(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

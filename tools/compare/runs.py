@@ -14,15 +14,15 @@ from dvc.exceptions import DvcException, PathMissingError
 from numpy.typing import NDArray
 
 from stages.common.failure import StageError
+from stages.common.figures import parse_figures
 from stages.evaluation import scoring
 from stages.evaluation.scoring import Integers
-from tools.metrics import flat, parse
 
 WORKSPACE = "workspace"
-EVALUATION = Path("metrics/evaluation.json")
-TRAINING = Path("metrics/train.json")
+EVALUATION = Path("metrics/evaluation.csv")
+TRAINING = Path("metrics/train.csv")
 PREDICTIONS = Path("data/predictions.csv")
-COUNTS = ("schema_version", "test_images", "official_test_images")  # numbers, but nothing to be better at
+COUNTS = ("test_images", "official_test_images")  # numbers, but nothing to be better at
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ def read_run(revision: str) -> Run:
     Predictions and metrics of different runs are refused too: `git checkout` brings the metrics, and leaves
     the predictions, which are DVC's, as they were.
     """
-    evaluation = parse(_read(revision, EVALUATION), f"{revision}: {EVALUATION}")
-    training = parse(_read(revision, TRAINING), f"{revision}: {TRAINING}")
+    evaluation = parse_figures(_read(revision, EVALUATION), f"{revision}: {EVALUATION}")
+    training = parse_figures(_read(revision, TRAINING), f"{revision}: {TRAINING}")
     metrics = {
         f"{stage}.{name}": value
         for stage, content in (("evaluate", evaluation), ("train", training))
-        for name, value in flat(content).items()
+        for name, value in content.items()
         if _is_figure(name, value)
     }
     for name, value in metrics.items():
@@ -80,7 +80,7 @@ def read_run(revision: str) -> Run:
 
 
 def _is_figure(name: str, value: Any) -> bool:
-    return name not in COUNTS and isinstance(value, int | float) and not isinstance(value, bool)
+    return name not in COUNTS and isinstance(value, int | float)
 
 
 def _read(revision: str, path: Path) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.failure import StageError
-from tools.metrics import flat
+from stages.common.figures import flat
 from tools.report.markup import Markup, element, join, table
 
 # Those of the validation images first, as experiments are chosen by them.

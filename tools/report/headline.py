@@ -12,7 +12,7 @@ from tools.report import charts
 from tools.report.markup import SPACE, Markup, element, figure, frame_table, join, percent, table
 from tools.report.results import Results
 
-# In the order of the page. `train.` is before the keys of metrics/train.json, as some are in both files.
+# In the order of the page. Keys of metrics/train.csv have the prefix `train.`, as some are in both tables.
 NAMES = {
     "accuracy": "Test accuracy",
     "official_accuracy": "Official test accuracy",
@@ -33,7 +33,7 @@ NAMES = {
     "train.parameters": "Parameters",
     "train.epoch": "Epoch of the weights",
 }
-NOT_FIGURES = re.compile(r".*(schema_version|_low|_high|test_images)")
+NOT_FIGURES = re.compile(r".*(_low|_high|test_images)")
 TOP = re.compile(r"top_(\d+)_accuracy")
 NEITHER_IS = ("train.parameters", "train.epoch")
 

@@ -59,7 +59,7 @@ def hashes(run: Results) -> Markup:
     splits = run.statistics.splits.items()
     rows = [
         ["the dataset", "", "SHA-256", run.statistics.dataset.sha256],
-        ["the model", "", "SHA-256", run.train["model_sha256"]],
+        ["the model", "", "SHA-256", run.evaluation["model_sha256"]],
         *([f"the arrays of {name}", "", "SHA-256", split.sha256] for name, split in splits),
         *([out["path"], f"{out['size']:,}", "MD5", out["md5"]] for out in run.outputs),
     ]

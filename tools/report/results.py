@@ -10,32 +10,32 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jsonschema
 import numpy as np
 import pandas as pd
-from jsonschema import ValidationError
 from numpy.typing import NDArray
 
 from stages.common import params
 from stages.common.failure import StageError
+from stages.common.figures import flat, parse_figures
 from stages.common.records import Source, Statistics, read_record, read_split
 from stages.common.splits import Split
-from stages.evaluation.results import SCHEMA
-from tools.metrics import flat, parse
 from tools.report import experiments
 from tools.report.experiments import Experiment
 
 T = TypeVar("T")
 
 # What the report reads of each file in metrics/. A class may be called 7, or NA: names stay text.
-_TRAINING = {key: {"type": "number"} for key in ("accuracy", "loss", "val_accuracy", "val_loss", "parameters")}
-SCHEMAS: dict[str, Any] = {
-    "train": {
-        "type": "object",
-        "required": [*_TRAINING, "model_sha256"],
-        "properties": {**_TRAINING, "model_sha256": {"type": "string"}},
-    },
-    "evaluation": json.loads(SCHEMA.read_bytes()),
+FIGURES = {
+    "train": ("accuracy", "loss", "val_accuracy", "val_loss", "epoch", "parameters", "model_sha256"),
+    "evaluation": (
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "loss",
+        "calibration_error",
+        "f1_macro",
+        "model_sha256",
+    ),
 }
 COLUMNS: dict[str, dict[str, type]] = {
     "history": {"epoch": int, "loss": float, "accuracy": float, "val_loss": float, "val_accuracy": float},
@@ -60,7 +60,7 @@ class Results:
     probabilities: float32 (N, classes); test, training: raw splits, uint8. filters: the first convolution's
     weights, float32 (height, width, channels, filters), or None without one. train_log, evaluate_log: None
     where logs/ was removed. commit: the last one's hash and subject, if there is one; committed: its
-    metrics/train.json and evaluation.json, if it has both. chosen: the params that the run used; changed:
+    metrics/train.csv and evaluation.csv, if it has both. chosen: the params that the run used; changed:
     dotted keys whose value in params.yaml is another by now. outputs: path, md5 and size of each. experiments: the
     last commit's, and before them itself.
     """
@@ -94,7 +94,7 @@ class Results:
 def read(folder: Path) -> Results:
     """Read the run of the checkout at `folder`; `StageError` where a part is missing or of another run."""
     metrics, raw, model = folder / "metrics", folder / "data" / "raw", folder / "models" / "model.keras"
-    train, evaluation = (_read(metrics / f"{name}.json", _figures) for name in SCHEMAS)
+    train, evaluation = (_read(metrics / f"{name}.csv", _figures) for name in FIGURES)
     history, per_class, confusion = (_read(metrics / f"{name}.csv", _table) for name in COLUMNS)
     statistics = read_record(folder / "data" / "processed" / "statistics.json", Statistics)
     source = read_record(raw / "source.json", Source)
@@ -153,19 +153,22 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
         return reader(path)
     except FileNotFoundError:
         raise StageError(f"{path}: no such file; run: dvc repro") from None
-    except (ValueError, ValidationError) as error:  # cut short, or with git's conflict marks in it
-        reason = error.message if isinstance(error, ValidationError) else str(error).strip()
-        raise StageError(f"{path}: not what a stage writes ({reason}); run: dvc repro") from None
+    except ValueError as error:  # cut short, or with git's conflict marks in it
+        raise StageError(f"{path}: not what a stage writes ({str(error).strip()}); run: dvc repro") from None
 
 
 def _json(path: Path) -> dict[str, Any]:
-    return parse(path.read_bytes(), str(path))
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("an object is expected")
+    return content
 
 
 def _figures(path: Path) -> dict[str, Any]:
-    content = _json(path)
-    jsonschema.validate(content, SCHEMAS[path.stem])
-    return content
+    figures = parse_figures(path.read_bytes(), str(path))
+    if missing := [name for name in FIGURES[path.stem] if name not in figures]:
+        raise ValueError(f"{missing[0]} is missing")
+    return figures
 
 
 def _table(path: Path) -> pd.DataFrame:
@@ -201,14 +204,14 @@ def _one_run(
     for name, figures in (("train", train), ("evaluation", evaluation)):
         if figures["model_sha256"] != model_sha256:
             raise StageError(
-                f"{folder / 'metrics' / name}.json: of model {figures['model_sha256'][:12]}, and "
+                f"{folder / 'metrics' / name}.csv describes model {figures['model_sha256'][:12]}, but "
                 f"models/model.keras is {model_sha256[:12]}; run: dvc repro"
             )
     accuracy = float((probabilities.argmax(axis=1) == labels).mean())
     if not np.array_equal(labels, test.labels) or accuracy != evaluation["accuracy"]:
         raise StageError(
             f"{folder / 'data' / 'predictions.csv'}: {len(labels):,} rows with accuracy {accuracy:.4f} are not "
-            f"those of metrics/evaluation.json and data/raw/test.npz; run: dvc repro"
+            f"those of metrics/evaluation.csv and data/raw/test.npz; run: dvc repro"
         )
 
 
@@ -217,13 +220,13 @@ def _log(path: Path) -> dict[str, Any] | None:
 
 
 def _committed(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    train, evaluation = (_committed_figures(folder, f"metrics/{name}.json") for name in SCHEMAS)
+    train, evaluation = (_committed_figures(folder, f"metrics/{name}.csv") for name in FIGURES)
     return None if train is None or evaluation is None else (train, evaluation)
 
 
 def _committed_figures(folder: Path, name: str) -> dict[str, Any] | None:
     content = _git(folder, "show", f"HEAD:./{name}")
-    return None if content is None else parse(content.encode(), f"{name} of the last commit")
+    return None if content is None else parse_figures(content.encode(), f"{name} of the last commit")
 
 
 def _git(folder: Path, *arguments: str) -> str | None:

@@ -82,9 +82,7 @@ def remarks(lock: Lock, values: Mapping[str, Any], environment: Environments, ot
     }
     found = [f"{words}; the rebuild has that of {NAME}" for words in differing_params(read_there, values)]
     found += (words for _, words in contradictions(lock))
-    found += (
-        f"environment/{stage}.json is of another model than metrics/train.json: not used" for stage in others
-    )
+    found += (f"environment/{stage}.json is of another model than metrics/train.csv: not used" for stage in others)
     params = lock.params()
     for stage, record in environment.items():
         for key in sorted(record.keys() & params.keys()):

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from stages.common.failure import StageError
+from stages.common.figures import parse_figures
 from stages.evaluation import scoring
 
-EVALUATION, CONFUSION = "metrics/evaluation.json", "metrics/confusion.csv"
+EVALUATION, METRICS, CONFUSION = "metrics/evaluation.csv", "metrics/evaluation.json", "metrics/confusion.csv"
 OF_COUNTS = (
     "accuracy",
     "accuracy_low",
@@ -32,14 +33,19 @@ def contradicted(folder: Path) -> list[str]:
     if not evaluation.is_file() or not confusion.is_file():
         return []
     try:
-        figures = json.loads(evaluation.read_bytes())
+        figures = parse_figures(evaluation.read_bytes(), EVALUATION)
         with confusion.open(encoding="utf-8", newline="") as file:
             counts = np.array([int(row["count"]) for row in csv.DictReader(file)])
         classes = math.isqrt(len(counts))
         labels, predicted = np.indices((classes, classes)).reshape(2, -1).repeat(counts, axis=1)
         # Sure of each prediction: what does not depend on how sure the model was comes out the same.
         found = scoring.score(labels, np.eye(classes)[predicted], k=1)
+        metrics = json.loads((folder / METRICS).read_bytes()) if (folder / METRICS).is_file() else {}
         return [
+            f"{name} is {value:.6g} in {METRICS}, and {figures.get(name)} in {EVALUATION}"
+            for name, value in metrics.items()
+            if value != figures.get(name)
+        ] + [
             f"{name} is {figures[name]:.6g} in git, and {found[name]:.6g} by the counts of {CONFUSION} there"
             for name in OF_COUNTS
             if name in figures and not math.isclose(figures[name], found[name], rel_tol=1e-9, abs_tol=1e-12)

@@ -7,7 +7,7 @@ import json
 import math
 import sys
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.failure import StageError
-from tools.metrics import flat
+from stages.common.figures import HEADER, flat, parse_figures
 
 CHUNK = 1 << 22  # array elements compared at a time, so that two large arrays need no third and fourth
 NAMED = 3  # differences that a sentence names; it counts the rest
@@ -58,10 +58,17 @@ def changed_figures(path: str, old: Path, new: Path) -> list[Change]:
 
 def _in_json(old: Path, new: Path) -> list[Change]:
     a, b = (flat(json.loads(path.read_bytes())) for path in (old, new))
+    return _changes(a, b)
+
+
+def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
     return [Change(key, "", a.get(key), b.get(key)) for key in {**a, **b} if not _equal(a.get(key), b.get(key))]
 
 
 def _in_csv(old: Path, new: Path) -> list[Change]:
+    if old.read_text("utf-8").startswith(f"{','.join(HEADER)}\n"):
+        a, b = (parse_figures(path.read_bytes(), path.name) for path in (old, new))
+        return _changes(a, b)
     first, second = (list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) for path in (old, new))
     if len(first) != len(second):
         return [Change("rows", "", len(first), len(second))]

@@ -8,8 +8,8 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from stages.common.failure import StageError
+from stages.common.figures import flat
 from stages.common.params import read
-from tools.metrics import flat
 
 NAME = "dvc.lock"
 PARAMS = "params.yaml"

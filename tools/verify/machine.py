@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.failure import StageError
-from tools.metrics import flat
+from stages.common.figures import flat, parse_figures
 
 Environments = dict[str, dict[str, Any]]  # by stage; of each, the values by dotted key
 
 # What the same locked packages promise the same bytes in spite of; `runtime` is a choice, taken from dvc.lock.
 PROMISED = ("cores", "libc", "python", "runtime.")
-TRAINING = "metrics/train.json"
+TRAINING = "metrics/train.csv"
 OF_MODEL = "model_sha256"  # which model a record is of; nothing of the machine
 PORTABLE_THREADS = 4  # with more, sums are split elsewhere even when the instruction set is capped
 
@@ -33,7 +33,7 @@ def read_environments(folder: Path) -> Environments:
 
 
 def of_other_models(folder: Path) -> list[str]:
-    """Return the stages whose record in the checkout `folder` is of another model than metrics/train.json."""
+    """Return the stages whose record in the checkout `folder` is of another model than metrics/train.csv."""
     return [stage for stage, record in _records(folder).items() if record.get(OF_MODEL) != recorded_model(folder)]
 
 
@@ -50,8 +50,8 @@ def _records(folder: Path) -> Environments:
 def recorded_model(folder: Path) -> Any:
     """Return the SHA-256 of the model that the metrics are of; None where they do not tell."""
     try:
-        return json.loads((folder / TRAINING).read_bytes())[OF_MODEL]
-    except (FileNotFoundError, ValueError, LookupError, TypeError):
+        return parse_figures((folder / TRAINING).read_bytes(), TRAINING).get(OF_MODEL)
+    except (FileNotFoundError, StageError):
         return None
 
 

@@ -15,8 +15,8 @@ from dvc.exceptions import DvcException
 from dvc.repo import Repo
 
 from stages.common.failure import StageError
+from stages.common.figures import flat
 from stages.common.params import read
-from tools.metrics import flat
 from tools.verify.lock import NAME, PARAMS, Lock, Stage, contradictions, differing_params, read_lock
 
 Finding = tuple[str, str]  # the stage, and in words what makes it stale

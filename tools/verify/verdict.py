@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.failure import StageError
+from stages.common.figures import flat
 from stages.common.outputs import require_space
 from stages.common.params import read
 from tools.demo import choose
-from tools.metrics import flat
 from tools.tables import table
 from tools.verify import machine
 from tools.verify.claims import Claim, claim_of_demo, claim_of_lock, remarks

@@ -1,0 +1,43 @@
+"""What train records of a finished run: the table of its epochs, and the record of its model."""
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from stages.common.records import ModelRecord, Statistics
+
+
+def history_table(history: Sequence[dict[str, float]]) -> pd.DataFrame:
+    """Return a row for each epoch, counted from 1 in the column epoch."""
+    table = pd.DataFrame(history)
+    table.insert(0, "epoch", range(1, len(history) + 1))
+    return table
+
+
+def model_record(path: Path, parameters: int, saved: int, statistics: Statistics) -> ModelRecord:
+    """Return the record of the model at `path`, which has the weights of epoch `saved`, counted from 0."""
+    return ModelRecord(
+        sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+        dataset=statistics.dataset,
+        classes=statistics.classes,
+        shape=statistics.splits["train"].shape,
+        scaling=statistics.scaling,
+        mean=statistics.mean,
+        std=statistics.std,
+        epoch=saved + 1,
+        parameters=parameters,
+    )
+
+
+def training_figures(model: ModelRecord, row: dict[str, float]) -> dict[str, Any]:
+    """Return the figures of metrics/train.csv; `row`: those of the epoch whose weights were saved."""
+    return {
+        **row,
+        "epoch": model.epoch,
+        "parameters": model.parameters,
+        "dataset": model.dataset.name,
+        "model_sha256": model.sha256,
+    }
