@@ -15,6 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from stages.common.figures import parse_figures
+
 BATCH_SIZES = (125, 250, 500, 1000, 2500)
 
 BARE = """
@@ -45,9 +47,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for name, command in commands.items():
                 taken[name].append(seconds(command))
-        images = parse_figures((Path(folder) / "metrics" / "evaluation.csv").read_bytes(), "evaluation.csv")[
-            "test_images"
-        ]
+        table = (Path(folder) / "metrics" / "evaluation.csv").read_bytes()
+        images = parse_figures(table, "metrics/evaluation.csv")["test_images"]
     medians = {name: statistics.median(values) for name, values in taken.items()}
     ratio = medians["evaluate"] / medians["bare"]
     print(f"{images:,} images, medians of {options.rounds} rounds; bare: {best} images a batch\n")

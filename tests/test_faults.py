@@ -18,7 +18,13 @@ import pytest
 from tests.project import Project, make_project
 
 STAGES = {"download": "data/raw", "preprocess": "data/processed", "train": "models", "evaluate": "metrics"}
-TRAINED = ("models/model.keras", "metrics/train.json", "metrics/history.csv")
+TRAINED = (
+    "models/model.keras",
+    "models/model.json",
+    "metrics/train.csv",
+    "metrics/train.json",
+    "metrics/history.csv",
+)
 OUTPUTS = (
     "data/raw/train.npz",
     "data/processed/train.npz",

@@ -1,6 +1,7 @@
 """dvc.yaml, with real DVC and git: what reruns when something changes, and what DVC's commands say of it."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def test_going_back_restores_from_the_run_cache_without_training(changed: Projec
 
 
 def test_the_record_of_the_machine_tells_which_model_it_is_of(baseline: Project) -> None:
-    model = json.loads((baseline.folder / "metrics/train.json").read_bytes())["model_sha256"]
+    model = json.loads((baseline.folder / "models/model.json").read_bytes())["sha256"]
     for stage in ("train", "evaluate"):
         record = json.loads((baseline.folder / "environment" / f"{stage}.json").read_bytes())
         assert record["model_sha256"] == model
@@ -171,6 +172,19 @@ def test_params_diff_names_the_changed_key_only(changed: Project) -> None:
     assert shown == {"params.yaml": {"train.learning_rate": {"old": 0.001, "new": 0.01, "diff": 0.01 - 0.001}}}
 
 
+@pytest.mark.parametrize("command", [("show",), ("diff", "HEAD~1"), ("diff", "HEAD~1", "--md")])
+def test_metrics_fit_100_columns(changed: Project, command: tuple[str, ...]) -> None:
+    shown = changed.run("dvc", "metrics", *command).stdout
+    assert "metrics/evaluation.json" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
+def test_the_committed_metrics_fit_100_columns_with_the_official_accuracy() -> None:
+    shown = subprocess.run(["dvc", "metrics", "show"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert "official_accuracy" in shown
+    assert max(map(len, shown.splitlines())) <= 100
+
+
 def test_metrics_show_has_every_figure_of_both_files(changed: Project) -> None:
     shown = changed.json("dvc", "metrics", "show", "--json")[""]["data"]
     for name in ("metrics/train.json", "metrics/evaluation.json"):
@@ -181,7 +195,10 @@ def test_plots_diff_has_every_chart_of_both_revisions(changed: Project) -> None:
     shown = changed.json("dvc", "plots", "diff", "HEAD~1", "HEAD", "--json")
     assert "errors" not in shown
     charts = {name: charts[0]["revisions"] for name, charts in shown["data"].items()}
-    tables = {f"metrics/{name}.csv" for name in ("history", "confusion", "per_class", "reliability")}
+    tables = {
+        f"metrics/{name}.csv"
+        for name in ("train", "history", "evaluation", "confusion", "per_class", "reliability")
+    }
     names = {"Loss", "Accuracy", *tables}
     assert charts == {name: ["HEAD~1", "HEAD"] for name in names}
 
@@ -199,4 +216,9 @@ def test_an_experiment_with_another_value_is_run_and_listed(changed: Project, tm
     rows = project.run("dvc", "exp", "show", "--csv").stdout
     assert "wider" in rows
     assert "[24]" in rows
+    wide = Project(project.folder, {**project.environment, "COLUMNS": "120"})
+    shown = wide.run("dvc", "exp", "show", "--only-changed", "--no-pager").stdout
+    headings = ["Experiment", "Created", "val_accuracy", "val_loss", "accuracy", "loss", "model.dense", "…"]
+    assert shown.splitlines()[1].split() == headings  # the last stands for the hashes of the models
+    assert max(map(len, shown.splitlines())) <= 120 - len("official_accuracy")  # which some datasets have too
     assert "model.dense" in project.run("dvc", "params", "diff").stdout

@@ -17,7 +17,13 @@ from stages.training.identity import code_files
 from tests.project import ROOT, Project, make_project
 from tools.recipe import with_recipe
 
-OUTPUTS = ("models/model.keras", "metrics/train.json", "metrics/history.csv")
+OUTPUTS = (
+    "models/model.keras",
+    "models/model.json",
+    "metrics/train.csv",
+    "metrics/train.json",
+    "metrics/history.csv",
+)
 COMMAND = (sys.executable, "-m", "stages.train")
 
 

@@ -15,7 +15,7 @@ from stages.common.failure import StageError
 from stages.common.outputs import replacing, require_finite, write_json
 
 HEADER = ["name", "value"]
-INTEGER, FLOAT = re.compile(r"-?\d{1,18}"), re.compile(r"-?\d+(\.\d+)?(e[-+]\d+)?")
+INTEGER, FLOAT = re.compile(r"-?\d{1,18}"), re.compile(r"-?(\d+\.\d+|\d+(\.\d+)?e[-+]\d+|inf)|nan")
 
 
 def write_figures(path: Path, figures: Mapping[str, Any], metrics: Sequence[str]) -> None:

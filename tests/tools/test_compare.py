@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 
 from stages.common.failure import StageError
+from stages.common.figures import parse_figures
 from stages.evaluation import scoring
 from tests.project import ROOT, Project
 from tools.compare import comparison
@@ -22,7 +23,7 @@ from tools.compare.gate import Pair
 from tools.compare.runs import Run, read_run
 
 CLASSES = ["cat", "dog", "a|b"]
-FILES = ("metrics/evaluation.json", "metrics/train.json", "data/predictions.csv")
+FILES = ("metrics/evaluation.csv", "metrics/train.csv", "data/predictions.csv")
 
 
 def made_up(name: str, labels: Sequence[int], predicted: Sequence[int]) -> Run:
@@ -176,7 +177,8 @@ def test_two_commits_are_compared_by_what_each_of_them_predicted(runs: Project) 
     assert found["gained"] == (expected["b"] == expected["label"]).sum()
     assert found["lost"] == (expected["a"] == expected["label"]).sum()
     for revision, side in (("first", "a"), ("second", "b")):
-        figures = json.loads(runs.run("git", "show", f"{revision}:metrics/evaluation.json").stdout)
+        shown = runs.run("git", "show", f"{revision}:metrics/evaluation.csv").stdout
+        figures = parse_figures(shown.encode(), revision)
         assert found["metrics"]["evaluate.loss"][side] == figures["loss"]
     assert found["metrics"]["evaluate.loss"]["low"] < found["metrics"]["evaluate.loss"]["difference"]
     assert found["metrics"]["evaluate.loss"]["high"] > found["metrics"]["evaluate.loss"]["difference"]
@@ -217,9 +219,9 @@ def test_the_gate_s_answer_is_the_exit_code(runs: Project, tmp_path: Path, limit
 @pytest.mark.parametrize(
     ("revision", "message"),
     [
-        ("nowhere", "compare: nowhere: metrics/evaluation.json: unknown Git revision 'nowhere'"),
+        ("nowhere", "compare: nowhere: metrics/evaluation.csv: unknown Git revision 'nowhere'"),
         ("", "compare: a revision is empty; name a commit, an experiment or workspace"),
-        ("first~1", "compare: first~1: metrics/evaluation.json is in no commit, cache or remote"),
+        ("first~1", "compare: first~1: metrics/evaluation.csv is in no commit, cache or remote"),
     ],
 )
 def test_a_revision_without_a_run_is_one_line_and_2(runs: Project, revision: str, message: str) -> None:
@@ -283,11 +285,13 @@ def test_a_damaged_file_is_named(workspace: Path, name: str, content: bytes) -> 
     assert "run: dvc repro" in str(caught.value)
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1e999"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
 @pytest.mark.parametrize("name", ["accuracy", "brier"])
 def test_a_metric_that_is_not_finite_is_refused(workspace: Path, name: str, value: str) -> None:
-    path = workspace / "metrics/evaluation.json"
-    path.write_text(re.sub(rf'("{name}": )[^,]+', rf"\g<1>{value}", path.read_text("utf-8")), encoding="utf-8")
+    path = workspace / "metrics/evaluation.csv"
+    path.write_text(
+        re.sub(rf"^{name},.*", f"{name},{value}", path.read_text("utf-8"), flags=re.M), encoding="utf-8"
+    )
     with pytest.raises(StageError, match=rf"workspace: evaluate\.{name} is (nan|-?inf), not a finite number"):
         read_run("workspace")
 

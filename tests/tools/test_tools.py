@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from stages.common.failure import StageError
+from stages.common.figures import flat
 from stages.common.params import SECTIONS, read
 from tests.project import ROOT
 from tools import check, demo, figures, plots
@@ -77,31 +78,6 @@ def test_a_folder_of_pictures_that_dvc_cannot_read_is_named(
         check.main([])
 
 
-def test_metrics_are_printed_one_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "metrics").mkdir()
-    for name in ("train", "evaluation"):
-        content = json.dumps({"accuracy": 0.51234, "flip": {"loss": 2.0}, "long": "x" * 80})
-        (tmp_path / "metrics" / f"{name}.json").write_text(content, encoding="utf-8")
-    metrics.main([str(tmp_path)])
-    lines = capsys.readouterr().out.splitlines()
-    assert "  accuracy               0.5123" in lines
-    assert "  flip.loss              2.0000" in lines
-    assert max(map(len, lines)) < 100
-
-
-def test_metrics_that_are_not_there_name_the_command_that_makes_them(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"train\.json: no such file; run: make repro"):
-        metrics.main([str(tmp_path)])
-
-
-@pytest.mark.parametrize("content", ['{"accuracy": 0.', "[]", "", "\udcff"])
-def test_damaged_metrics_are_named_with_the_command_that_makes_them(tmp_path: Path, content: str) -> None:
-    (tmp_path / "metrics").mkdir()
-    (tmp_path / "metrics" / "train.json").write_text(content, encoding="utf-8", errors="surrogateescape")
-    with pytest.raises(StageError, match=r"train\.json: not what a stage writes \(.*\); run: dvc repro$"):
-        metrics.main([str(tmp_path)])
-
-
 @pytest.mark.parametrize("tool", [figures, plots, report])
 def test_help_is_help_and_makes_nothing(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -127,7 +103,7 @@ def test_the_hashes_of_the_demo_are_those_of_every_output_in_dvc_yaml() -> None:
             listed.add(out if isinstance(out, str) else next(iter(out)))
     recorded = json.loads(demo.HASHES.read_text("utf-8"))
     assert set(recorded["outputs"]) == listed
-    assert set(recorded["params"]) == set(metrics.flat(read(ROOT / "params.yaml")))
+    assert set(recorded["params"]) == set(flat(read(ROOT / "params.yaml")))
 
 
 def test_a_demo_with_other_bytes_says_so_and_fails_when_it_must_be_exact(
@@ -135,7 +111,6 @@ def test_a_demo_with_other_bytes_says_so_and_fails_when_it_must_be_exact(
 ) -> None:
     monkeypatch.setattr(demo, "HASHES", tmp_path / "demo.json")
     monkeypatch.setattr(demo, "run", lambda command, folder: None)
-    monkeypatch.setattr(metrics, "main", lambda arguments: None)
     monkeypatch.chdir(ROOT)
     folder = tmp_path / "demo"
     folder.mkdir()

@@ -145,7 +145,7 @@ def training(
 def options(out: Path) -> list[str]:
     places = {
         "model": "models/model.keras",
-        "metrics": "train.json",
+        "metrics": "train.csv",
         "history": "history.csv",
         "environment": "environment.json",
         "logs": "logs",
@@ -172,7 +172,7 @@ def losses(out: Path) -> list[tuple[float, float]]:
 
 
 def results(out: Path) -> list[bytes]:
-    return [(out / name).read_bytes() for name in ("models/model.keras", "train.json", "history.csv")]
+    return [(out / name).read_bytes() for name in ("models/model.keras", "train.csv", "history.csv")]
 
 
 def trained(
@@ -222,6 +222,7 @@ def test_only_the_chief_writes(two: Path) -> None:
         "logs",
         "losses",
         "models",
+        "train.csv",
         "train.json",
     ]
     assert [path.name for path in (two.parent / "1").iterdir()] == ["losses"]
