@@ -85,8 +85,7 @@ class Statistics(Record):
 class ModelRecord(BaseModel):
     """models/model.json: what it takes to use the model.keras beside it, whose SHA-256 it holds.
 
-    shape: of its images, (H, W, C). scaling, mean, std: as in `Statistics`. epoch: the one whose weights
-    were saved.
+    scaling, mean, std: as in `Statistics`. epoch: the one whose weights were saved.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -95,12 +94,17 @@ class ModelRecord(BaseModel):
     sha256: str
     dataset: DatasetRecord
     classes: list[str]
-    shape: list[int]
+    decoding: Decoding
     scaling: str
     mean: list[float]
     std: list[float]
     epoch: int
     parameters: int
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The shape of the network's images, (H, W, C)."""
+        return self.decoding.height, self.decoding.width, self.decoding.channels
 
 
 def read_record(path: Path, model: type[R]) -> R:

@@ -26,9 +26,9 @@ def load_model(path: Path) -> tuple[keras.Model, ModelRecord]:
             "run: dvc repro --force train"
         )
     model: keras.Model = keras.saving.load_model(path, compile=False, safe_mode=True)
-    if list(model.input_shape[1:]) != record.shape:
+    if model.input_shape[1:] != record.shape:
         raise StageError(
-            f"{path}: takes images of {list(model.input_shape[1:])}, but its record says {record.shape}; "
+            f"{path}: takes images of {model.input_shape[1:]}, but its record says {record.shape}; "
             "run: dvc repro --force train"
         )
     return model, record

@@ -23,7 +23,7 @@ def model_record(path: Path, parameters: int, saved: int, statistics: Statistics
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
         dataset=statistics.dataset,
         classes=statistics.classes,
-        shape=statistics.splits["train"].shape,
+        decoding=statistics.picture_rules,
         scaling=statistics.scaling,
         mean=statistics.mean,
         std=statistics.std,

@@ -17,7 +17,7 @@ from stages.common.exclusive import exclusive
 from stages.common.failure import StageError
 from stages.common.outputs import require_space
 from stages.common.params import load
-from stages.common.records import Source, Statistics, read_record, read_split
+from stages.common.records import Source, Statistics, read_record, read_split, require_same_data
 from stages.model import runtime
 from stages.model.runtime import RuntimeParams
 from tools.export.formats import DEFAULT, FORMATS
@@ -38,17 +38,15 @@ def main(arguments: Sequence[str]) -> None:
         raise StageError(f"{raw}: not the dataset that the model was trained on; run: dvc repro")
     test, training = (read_split(raw, name, source) for name in ("test", "train"))
     runtime.start(params, seed=0)
-    import keras  # from here on, as these load TensorFlow
-
-    from stages.model.trained import verify_trained_here
+    from stages.model.trained import load_model  # from here on, as these load TensorFlow
     from tools.export.description import commit, files_table
     from tools.export.exporting import Trained, export
 
-    model = checkout / "models" / "model.keras"
-    digest = verify_trained_here(model, checkout / "metrics" / "train.json")
-    loaded = keras.saving.load_model(model, compile=False, safe_mode=True)
-    size = model.stat().st_size
-    trained = Trained(loaded, size, digest, statistics, test, training, commit(checkout))
+    path = checkout / "models" / "model.keras"
+    model, record = load_model(path)
+    require_same_data(record, statistics)
+    size = path.stat().st_size
+    trained = Trained(model, size, record.sha256, statistics, test, training, commit(checkout))
     folder = checkout / "exports" / (options.name or statistics.dataset.name)
     require_space(folder.parent, (len(formats) + 2) * size)
     with exclusive(folder.parent):
