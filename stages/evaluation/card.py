@@ -14,6 +14,13 @@ from stages.common.records import Statistics
 # The name of a metric on a hub, and its key in evaluation.csv.
 METRICS = {"accuracy": "accuracy", "f1": "f1_macro", "precision": "precision_macro", "recall": "recall_macro"}
 
+# The code that resizes `picture` as stages/common/pictures.py does; the offset of `pad` rounds down.
+RESIZE = {
+    "stretch": "picture.resize({size}, Image.Resampling.BICUBIC)",
+    "crop": "ImageOps.fit(picture, {size}, Image.Resampling.BICUBIC)",
+    "pad": "ImageOps.pad(picture, {size}, Image.Resampling.BICUBIC, centering=(0.4999, 0.4999))",
+}
+
 TEXT = """\
 ---
 {header}---
@@ -37,11 +44,28 @@ Of the accuracy, {low} to {high} is the 95 % interval (Wilson's) for images of t
 
 ## Use
 
+In a checkout of the project, `python -m tools.export` makes files for LiteRT, ONNX Runtime and TensorFlow Serving.
+They scale pixels themselves, are checked on the test images, and come with code for each.
+
+With Keras alone, decode and scale as in training:
+
+    picture = ImageOps.exif_transpose(Image.open("picture.jpg")).convert("{mode}")
+    pixels = np.asarray({resized})
+    images = {scaled}
     model = keras.saving.load_model("model.keras", compile=False)
-    probabilities = model(images)
+    probabilities = model(images, training=False)
 
 `images`: float32 (N, {height}, {width}, {channels}), pixels divided by 255{standardized}.
 `probabilities`: float32 (N, {classes}), in the order of the classes above.
+
+Other ways of reading a picture raise no error and cost accuracy. Measured with one model of this project on 327
+photographs of five classes:
+
+| photographs read | accuracy |
+|---|---|
+| as in training, which both ways above do | 0.5505 |
+| with `keras.utils.load_img`, which takes the nearest pixel by default | 0.5015 |
+| as phones store them, without `exif_transpose` | 0.2446 |
 
 Any picture gets one of these classes, also one that shows none of them. The figures hold for pictures like those
 of the data, not for others; the probabilities are off by {calibration_error} on average (calibration error).
@@ -63,6 +87,9 @@ def model_card(evaluation: Mapping[str, Any], per_class: pd.DataFrame, statistic
     figures = {name: value for name, value in sorted(evaluation.items()) if isinstance(value, float)}
     columns = ("precision", "recall", "f1")
     scaling = f", minus {statistics.mean}, over {statistics.std}, by channel"
+    scaled = f"pixels.reshape(1, {height}, {width}, {channels}) / np.float32(255)"
+    if statistics.scaling == "standardize":
+        scaled = f"({scaled} - np.float32({statistics.mean})) / np.float32({statistics.std})"
     return TEXT.format(
         header=yaml.safe_dump(_header(evaluation), sort_keys=False, allow_unicode=True),
         title=f"A classifier of {evaluation['dataset']}",
@@ -82,6 +109,9 @@ def model_card(evaluation: Mapping[str, Any], per_class: pd.DataFrame, statistic
             f"| {row['class']} | {' | '.join(f'{row[name]:.4f}' for name in columns)} | {row['support']:,} |"
             for row in per_class.to_dict("records")
         ),
+        mode="L" if channels == 1 else "RGB",
+        resized=RESIZE[statistics.picture_rules.resize].format(size=(width, height)),
+        scaled=scaled,
         standardized=scaling if statistics.scaling == "standardize" else "",
         calibration_error=f"{evaluation['calibration_error']:.4f}",
         dataset_sha256=evaluation["dataset_sha256"],

@@ -1,13 +1,20 @@
 """stages/evaluation/card.py: what a hub and a person read of a model."""
 
 import json
+import re
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image, ImageOps
 
+from stages.common.pictures import Decoding, decode
 from stages.common.records import DatasetRecord, SplitRecord, Statistics
+from stages.common.scaling import scale
 from stages.evaluation.card import model_card
 
 CLASSES = ["cat", "dog: a good one"]
@@ -85,3 +92,41 @@ def test_standardized_pixels_are_said_to_be(evaluation: dict[str, Any]) -> None:
 def test_the_same_figures_give_the_same_card(evaluation: dict[str, Any]) -> None:
     again = json.loads(json.dumps(dict(reversed(evaluation.items()))))
     assert model_card(evaluation, PER_CLASS, statistics()) == model_card(again, PER_CLASS, statistics())
+
+
+@pytest.mark.parametrize("scaling", ["unit", "standardize"])
+@pytest.mark.parametrize("resize", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("size", [(97, 40), (40, 97), (8, 6), (33, 33)])
+def test_the_code_for_keras_alone_reads_a_picture_to_the_very_bits_of_the_pipeline(
+    scaling: str,
+    resize: Any,
+    size: tuple[int, int],
+    evaluation: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8))
+    exif = picture.getexif()
+    exif[0x0112] = 6  # turned by a quarter
+    picture.save("picture.jpg", "JPEG", exif=exif)
+    rules = Decoding(height=8, width=6, channels=3, resize=resize)
+    record = statistics(scaling).model_copy(
+        update={"decoding": rules, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}
+    )
+    card = model_card(evaluation, PER_CLASS, record)
+    code = "\n".join(re.findall(r"^    ((?:picture|pixels|images) = .*)$", card, flags=re.MULTILINE))
+    found: dict[str, Any] = {"Image": Image, "ImageOps": ImageOps, "np": np}
+    exec(code, found)
+    with Path("picture.jpg").open("rb") as file:
+        pixels = decode(file, rules)
+    by_channel = (record.mean, record.std) if scaling == "standardize" else None
+    (expected,) = scale([pixels[np.newaxis]], by_channel)
+    np.testing.assert_array_equal(found["images"], expected)
+    assert found["images"].dtype == np.float32
+
+
+def test_every_command_of_the_card_exists(evaluation: dict[str, Any]) -> None:
+    commands = re.findall(r"python -m ([\w.]+)", model_card(evaluation, PER_CLASS, statistics()))
+    assert "tools.export" in commands
+    assert [name for name in commands if find_spec(name) is None] == []

@@ -22,7 +22,7 @@ from sklearn.datasets import load_sample_images
 
 from stages.common import pictures, splits
 from stages.common.failure import StageError
-from stages.common.records import DatasetRecord, SplitRecord, Statistics
+from stages.common.records import DatasetRecord, ModelRecord
 from stages.common.scaling import scale
 from stages.model.inference import Predictor
 from stages.model.networks import Block, FastParams, ModelParams, TutorialParams, build_model
@@ -63,19 +63,21 @@ def trained(name: str, folder: Path, **of_model: Any) -> Trained:
     images = np.divide(pixels(60), np.float32(255), dtype=np.float32)
     model = build_model(NETWORKS[name], SHAPE, len(CLASSES), images)
     labels = np.arange(60, dtype=np.uint8) % len(CLASSES)
-    digest = splits.write(folder / "test.npz", pixels(60), labels)
-    record = SplitRecord(images=60, shape=list(SHAPE), class_counts=[20] * 3, official=0, sha256=digest)
+    splits.write(folder / "test.npz", pixels(60), labels)
     by_channel = BY_CHANNEL[name]
-    statistics = Statistics(
+    record = ModelRecord(
+        sha256="a" * 64,
         dataset=DatasetRecord(name="random", edition="random pixels", sha256="d" * 64),
         classes=CLASSES,
+        decoding=pictures.Decoding(height=SHAPE[0], width=SHAPE[1], channels=SHAPE[2]),
         scaling="standardize" if by_channel else "unit",
         mean=by_channel[0] if by_channel else [0.0] * 3,
         std=by_channel[1] if by_channel else [1.0] * 3,
-        splits={"test": record},
+        epoch=1,
+        parameters=model.count_params(),
     )
     split = splits.read(folder / "test.npz")
-    return Trained(model, 1000, "a" * 64, statistics, split, split, "c" * 40)
+    return Trained(model, 1000, record, split, split, "c" * 40)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,7 +109,7 @@ def test_every_float32_file_gives_the_models_probabilities_for_any_number_of_ima
     exported: tuple[Trained, Path],
 ) -> None:
     run, folder = exported
-    name = "fast" if run.statistics.scaling == "standardize" else "tutorial"
+    name = "fast" if run.record.scaling == "standardize" else "tutorial"
     scaled = np.concatenate(list(scale([run.test.images], BY_CHANNEL[name])))
     expected = Predictor(run.model)(scaled)
     for form, load in runs(folder).items():
@@ -190,7 +192,7 @@ def test_renaming_leaves_the_output_of_onnx_as_it_was(exported: tuple[Trained, P
     import tf2onnx
 
     run, folder = exported
-    name = "fast" if run.statistics.scaling == "standardize" else "tutorial"
+    name = "fast" if run.record.scaling == "standardize" else "tutorial"
     graph = from_pixels(float32_twin(run.model), BY_CHANNEL[name])
     spec = [tf.TensorSpec((None, *SHAPE), tf.uint8, INPUT)]
     tf2onnx.convert.from_function(tf.function(graph), spec, opset=18, output_path=str(tmp_path / "raw.onnx"))
@@ -359,7 +361,7 @@ def test_a_folder_that_is_no_export_is_left_alone(tmp_path: Path) -> None:
         (["coreml"], r"^coreml: unknown format; use: litert, litert-float16, litert-int8, onnx, savedmodel$"),
         (["--name", "a/b"], r"^--name a/b: use letters, digits"),
         (["--max-drop", "nan"], r"^--max-drop nan: it should be between 0 and 1$"),
-        ([], r"statistics\.json: no such file; run: dvc repro$"),
+        ([], r"models/model\.json: no such file; run: dvc repro$"),
     ],
 )
 def test_bad_input_is_one_line(

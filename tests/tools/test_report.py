@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,12 @@ def test_no_two_things_on_the_page_have_the_same_id(run: Results) -> None:
 def test_every_link_on_the_page_leads_somewhere(run: Results) -> None:
     page = render(run)
     assert set(re.findall(r'href="#([^"]*)"', page)) <= set(re.findall(r' id="([^"]*)"', page))
+
+
+def test_the_page_says_how_to_use_the_model_with_commands_that_exist(run: Results) -> None:
+    commands = re.findall(r"python -m ([\w.]+)", render(run))
+    assert "tools.export" in commands
+    assert [name for name in commands if find_spec(name) is None] == []
 
 
 def test_the_figures_of_the_page_are_those_of_the_run(run: Results) -> None:

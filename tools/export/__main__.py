@@ -17,7 +17,7 @@ from stages.common.exclusive import exclusive
 from stages.common.failure import StageError
 from stages.common.outputs import require_space
 from stages.common.params import load
-from stages.common.records import Source, Statistics, read_record, read_split, require_same_data
+from stages.common.records import ModelRecord, Source, read_record, read_split
 from stages.model import runtime
 from stages.model.runtime import RuntimeParams
 from tools.export.formats import DEFAULT, FORMATS
@@ -31,10 +31,10 @@ def main(arguments: Sequence[str]) -> None:
     if "onnx" in formats and missing:
         raise StageError(f"onnx: {missing[0]} is not installed; run: make setup, or export other formats")
     params = load(checkout / "params.yaml", "runtime", RuntimeParams)
-    statistics = read_record(checkout / "data" / "processed" / "statistics.json", Statistics)
-    raw = checkout / "data" / "raw"
+    path, raw = checkout / "models" / "model.keras", checkout / "data" / "raw"
+    record = read_record(path.with_suffix(".json"), ModelRecord)
     source = read_record(raw / "source.json", Source)
-    if source.dataset != statistics.dataset:
+    if source.dataset != record.dataset:
         raise StageError(f"{raw}: not the dataset that the model was trained on; run: dvc repro")
     test, training = (read_split(raw, name, source) for name in ("test", "train"))
     runtime.start(params, seed=0)
@@ -42,12 +42,10 @@ def main(arguments: Sequence[str]) -> None:
     from tools.export.description import commit, files_table
     from tools.export.exporting import Trained, export
 
-    path = checkout / "models" / "model.keras"
     model, record = load_model(path)
-    require_same_data(record, statistics)
     size = path.stat().st_size
-    trained = Trained(model, size, record.sha256, statistics, test, training, commit(checkout))
-    folder = checkout / "exports" / (options.name or statistics.dataset.name)
+    trained = Trained(model, size, record, test, training, commit(checkout))
+    folder = checkout / "exports" / (options.name or record.dataset.name)
     require_space(folder.parent, (len(formats) + 2) * size)
     with exclusive(folder.parent):
         report = export(trained, folder, formats, options.max_drop, params.threads)

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.common.records import Statistics
+from stages.common.records import ModelRecord
+from stages.evaluation.card import RESIZE
 from tools.export.formats import FORMATS
 from tools.export.network import INPUT, OUTPUT
 from tools.tables import table
@@ -24,52 +25,45 @@ HEADER = (
     "images/s",
     "at batch",
 )
-# As stages/common/pictures.py resizes, which no export format can store.
-RESIZE = {
-    "stretch": "picture.resize({size}, Image.Resampling.BICUBIC)",
-    "crop": "ImageOps.fit(picture, {size}, Image.Resampling.BICUBIC)",
-    "pad": "ImageOps.pad(picture, {size}, Image.Resampling.BICUBIC)",
-}
 
 
-def signature(statistics: Statistics, model_sha256: str, commit: str | None) -> dict[str, Any]:
+def signature(record: ModelRecord, commit: str | None) -> dict[str, Any]:
     """Return the content of signature.json: how to call the exported files, and what they were made from."""
-    shape = statistics.splits["test"].shape
     return {
         "schema_version": SCHEMA_VERSION,
         "input": {
             "name": INPUT,
             "dtype": "uint8",
-            "shape": ["N", *shape],
+            "shape": ["N", *record.shape],
             "layout": "NHWC",
-            "channels": color_mode(shape[2]),
+            "channels": color_mode(record.shape[2]),
         },
-        "output": {"name": OUTPUT, "dtype": "float32", "shape": ["N", len(statistics.classes)]},
-        "classes": statistics.classes,
+        "output": {"name": OUTPUT, "dtype": "float32", "shape": ["N", len(record.classes)]},
+        "classes": record.classes,
         "decoding": {
-            **statistics.picture_rules.model_dump(),
+            **record.decoding.model_dump(),
             "orientation": "upright by EXIF",
             "filter": "Pillow's bicubic, antialiased",
             "transparency": "white",
         },
         "scaling": "in the graph",
-        "model_sha256": model_sha256,
-        "dataset": statistics.dataset.model_dump(),
+        "model_sha256": record.sha256,
+        "dataset": record.dataset.model_dump(),
         "commit": commit,
     }
 
 
-def readme(name: str, formats: Sequence[str], report: Mapping[str, Any], statistics: Statistics) -> str:
+def readme(name: str, formats: Sequence[str], report: Mapping[str, Any], record: ModelRecord) -> str:
     """Return README.md with the code for each of the formats; `report` is the content of export.json."""
     head, *sections = README.read_text(encoding="utf-8").split("\n## ")
     titles = {FORMATS[each].section for each in formats}
     kept = [section for section in sections if section.partition("\n")[0] in titles]
-    height, width, channels = statistics.splits["test"].shape
-    resized = RESIZE[statistics.picture_rules.resize].format(size=(width, height))
+    height, width, channels = record.shape
+    resized = RESIZE[record.decoding.resize].format(size=(width, height))
     return string.Template("\n## ".join([head, *kept])).substitute(
         name=name,
-        count=len(statistics.classes),
-        names=", ".join(statistics.classes),
+        count=len(record.classes),
+        names=", ".join(record.classes),
         images=f"{report['test_images']:,}",
         table=files_table(report, markdown=True),
         height=height,

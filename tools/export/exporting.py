@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from stages.common.failure import StageError
 from stages.common.outputs import write_json
-from stages.common.records import Statistics
+from stages.common.records import ModelRecord
 from stages.common.scaling import scale
 from stages.common.splits import Split
 from stages.model import runtime
@@ -32,12 +32,11 @@ TRAINED, TWIN = "models/model.keras", "models/model.keras in float32"
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A model that the pipeline trained, its file's size in bytes and SHA-256, its raw splits, and the commit."""
+    """A model that the pipeline trained, its file's size in bytes, its record, its raw splits, and the commit."""
 
     model: keras.Model
     size: int
-    sha256: str
-    statistics: Statistics
+    record: ModelRecord
     test: Split
     training: Split
     commit: str | None
@@ -47,50 +46,50 @@ def export(
     trained: Trained, folder: Path, formats: Sequence[str], max_drop: float, threads: int
 ) -> dict[str, Any]:
     """Write `folder` and return the content of its export.json; when a check fails, raise and keep nothing."""
-    statistics = trained.statistics
-    by_channel = (statistics.mean, statistics.std) if statistics.scaling == "standardize" else None
+    record = trained.record
+    by_channel = (record.mean, record.std) if record.scaling == "standardize" else None
     network = float32_twin(trained.model)
     lowered = any(layer.compute_dtype != "float32" for layer in trained.model.layers)
     checker = Checker(trained.test.images, trained.test.labels, max_drop)
     as_trained, in_float32 = (_scaling(Predictor(model), by_channel) for model in (trained.model, network))
     before, expected = checker.predict(as_trained), checker.predict(in_float32)
-    of_file = {"bytes": trained.size, "sha256": trained.sha256}
+    of_file = {"bytes": trained.size, "sha256": record.sha256}
     files = {TRAINED: {**of_file, **asdict(checker.check(TRAINED, as_trained, before, exact=True))}}
     twin = checker.check(TWIN, in_float32, before, exact=not lowered)
     if lowered:
         files[TWIN] = {**of_file, **asdict(twin)}
 
-    graph, shape = from_pixels(network, by_channel), statistics.splits["test"].shape
+    graph = from_pixels(network, by_channel)
     with _replacing_folder(folder) as partial:
-        write_json(partial / "signature.json", description.signature(statistics, trained.sha256, trained.commit))
-        (partial / "labels.txt").write_text("".join(f"{name}\n" for name in statistics.classes), encoding="utf-8")
+        write_json(partial / "signature.json", description.signature(record, trained.commit))
+        (partial / "labels.txt").write_text("".join(f"{name}\n" for name in record.classes), encoding="utf-8")
         text = (partial / "signature.json").read_text(encoding="utf-8")
         for name in tqdm(formats, "export", disable=None, leave=False):
             form, path = FORMATS[name], partial / FORMATS[name].file
             with runtime.standard_error_kept():  # the converters' notes, which no setting silences
                 if name == "savedmodel":
                     assets = [partial / "signature.json", partial / "labels.txt"]
-                    saved_model.write(path, graph, statistics.picture_rules, assets)
+                    saved_model.write(path, graph, record.decoding, assets)
                     run = saved_model.load(path)
                 elif name == "onnx":
-                    path.write_bytes(onnx_file.convert(graph, shape, text))
+                    path.write_bytes(onnx_file.convert(graph, record.shape, text))
                     run = onnx_file.load(path, threads)
                 else:
                     images = _calibration_images(trained.training)
-                    path.write_bytes(litert.convert(name, graph, shape, images, text))
+                    path.write_bytes(litert.convert(name, graph, record.shape, images, text))
                     run = litert.load(path, threads)
             result = checker.check(form.file, run, expected if form.exact else before, form.exact)
             files[form.file] = {**_size_and_hash(path), **asdict(result)}
         report = {
             "schema_version": SCHEMA_VERSION,
-            "model_sha256": trained.sha256,
+            "model_sha256": record.sha256,
             "test_images": len(trained.test.labels),
             "threads": threads,
             "versions": runtime.versions(),
             "files": files,
         }
         write_json(partial / "export.json", report)
-        readme = description.readme(folder.name, formats, report, statistics)
+        readme = description.readme(folder.name, formats, report, record)
         (partial / "README.md").write_text(readme, encoding="utf-8")
     return report
 
