@@ -39,6 +39,14 @@ def test_every_image_gets_the_models_probabilities_in_order(model: keras.Model, 
     np.testing.assert_allclose(found, model(IMAGES[:number], training=False).numpy(), rtol=1e-5)
 
 
+@pytest.mark.parametrize("number", [1, 2, 3, 8, 31, 100, BATCH_SIZE - 1])
+def test_the_probabilities_of_an_image_do_not_depend_on_its_batch(model: keras.Model, number: int) -> None:
+    predict = Predictor(model)
+    whole = predict(IMAGES[:BATCH_SIZE])
+    np.testing.assert_array_equal(predict(IMAGES[:number]), whole[:number])
+    np.testing.assert_array_equal(predict(IMAGES[BATCH_SIZE - number : BATCH_SIZE]), whole[-number:])
+
+
 def test_dropout_is_off(model: keras.Model) -> None:
     predict = Predictor(model)
     np.testing.assert_array_equal(predict(IMAGES[:10]), predict(IMAGES[:10]))
