@@ -1,7 +1,7 @@
 """A person's own pictures: a folder, or a .zip or .tar of one. docs/own-pictures.md shows what it can contain.
 
 `layout` finds classes and splits, `stages.common.pictures` decodes. The decoded pixels go to a temporary file in
-file order and from there into the splits in their final order, so that memory use does not depend on their number.
+file order and from there into the splits in their final order, so that memory holds only names and hashes.
 """
 
 import hashlib
