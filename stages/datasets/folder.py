@@ -265,7 +265,7 @@ def _report_unreadable(root: str, reasons: dict[str, str], total: int, skip: boo
     counts = Counter(reason.partition(":")[0].partition(";")[0] for reason in reasons.values())
     summary = (
         f"{len(reasons):,} of {total:,} pictures cannot be read ("
-        + ", ".join(f"{count:,} {reason}" for reason, count in counts.most_common(10))
+        + ", ".join(f"{reason}: {count:,}" for reason, count in counts.most_common(10))
         + f"): {'; '.join(lines[:10])}"
         + (f"; and {len(lines) - 10:,} more, in {UNREADABLE}" if len(lines) > 10 else "")
     )

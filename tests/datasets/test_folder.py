@@ -264,7 +264,7 @@ def test_unreadable_pictures_are_skipped_on_request_and_listed(
     assert dataset.sha256 == sound.sha256
     assert dataset.edition == "pictures of your own: 20 files in pictures/, 6 skipped"
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("pictures: skipped: 6 of 26 pictures cannot be read (2 is not a file, ")
+    assert line.startswith("pictures: skipped: 6 of 26 pictures cannot be read (is not a file: 2, ")
     listed = folder.UNREADABLE.read_text().splitlines()
     for one, (name, reason) in zip(listed, reasons.items(), strict=True):
         assert one.startswith(f"{name} {reason}")
@@ -424,9 +424,8 @@ def test_a_thousand_unreadable_pictures_are_summarized(repository: Path) -> None
     with pytest.raises(StageError) as caught:
         load()
     assert len(str(caught.value)) < 2000
-    assert "1,000 of 1,020 pictures cannot be read (500 is not a picture in a supported format" in str(
-        caught.value
-    )
+    assert "1,000 of 1,020 pictures cannot be read (is not a picture in a supported format" in str(caught.value)
+    assert "is empty: 500): " in str(caught.value)
     assert f"and 990 more, in {folder.UNREADABLE}" in str(caught.value)
     assert len(folder.UNREADABLE.read_text().splitlines()) == 1000
 
