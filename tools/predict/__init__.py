@@ -1,0 +1,1 @@
+"""Predict pictures with the trained model."""

@@ -1,0 +1,92 @@
+"""Predict the classes of pictures: `python -m tools.predict PATH …`.
+
+A PATH is a file, a folder, a glob, or - for a picture on standard input. Prints a line for each picture with
+its most probable classes, or CSV, or JSON. Pictures that cannot be read are listed on standard error, and the
+exit code is 1.
+
+When exports/ has an ONNX file of the same model, it answers, because it starts without TensorFlow; its
+probabilities are within 1e-5 of the model's. With --exact the model itself answers.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from stages.common import failure
+from stages.common.failure import StageError
+from tools.predict.models import fetch, open_model
+from tools.predict.printing import CsvPrinter, JsonPrinter, Printer
+from tools.predict.sources import batches, find, label_indices
+
+LISTED = 20  # of the pictures that cannot be read
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, find the pictures, predict and print them batch by batch."""
+    options = _parse(arguments)
+    paths = find(options.paths)
+    with tempfile.TemporaryDirectory() as folder:
+        path = options.folder / "models" / "model.keras"
+        if options.model is not None:
+            path = fetch(options.folder, options.model, Path(folder))
+        run, record = open_model(options.folder, path, options.exact)
+    labels = label_indices(paths, record.classes) if options.labelled else {}
+    printer = options.printer(record.classes, options.top)
+    rows: list[NDArray[np.float32]] = []
+    truth: list[int] = []
+    unreadable = 0
+    with tqdm(total=len(paths), unit=" pictures", disable=None, leave=False) as progress:
+        for read, images, problems in batches(paths, record.decoding):
+            probabilities = run(images) if read else ()
+            with progress.external_write_mode():  # on a terminal, clear the bar before printing lines
+                for path_read, row in zip(read, probabilities, strict=True):
+                    printer.picture(path_read, row)
+                for name, problem in problems:
+                    printer.unreadable(name, problem)
+                    unreadable += 1
+                    if unreadable <= LISTED:
+                        print(f"predict: {name} {problem}", file=sys.stderr)
+            if labels:
+                rows.extend(probabilities)
+                truth.extend(labels[name] for name in read)
+            progress.update(len(read) + len(problems))
+    if rows:
+        from stages.evaluation.scoring import score  # only now, as it loads pandas
+
+        figures = score(np.array(truth), np.stack(rows), min(3, len(record.classes)))
+        for name, value in figures.items():
+            print(f"{name:20} {value:.4f}", file=sys.stderr)
+    if unreadable:
+        listed = (
+            "listed above" if unreadable <= LISTED else f"the first {LISTED} are listed above, --json lists all"
+        )
+        raise StageError(f"{unreadable:,} of {len(paths):,} pictures cannot be read ({listed})")
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__.partition("\n")[0])
+    parser.add_argument("paths", nargs="+", metavar="PATH", help="file, folder, glob, or - for standard input")
+    formats = parser.add_mutually_exclusive_group()
+    for option, printer, words in (("--csv", CsvPrinter, "CSV"), ("--json", JsonPrinter, "a JSON object a line")):
+        words = f"print {words}, with the probability of each class"
+        formats.add_argument(option, dest="printer", action="store_const", const=printer, help=words)
+    parser.add_argument("--top", type=int, default=3, metavar="K", help="classes on each line (3)")
+    parser.add_argument("--labelled", action="store_true", help="score pictures in FOLDER/CLASS/PICTURE as well")
+    parser.add_argument("--model", metavar="REV", help="use the model of a git revision or a DVC experiment")
+    parser.add_argument("--exact", action="store_true", help="do not use the model's export")
+    parser.add_argument("--folder", type=Path, default=Path(), help="the checkout, such as demo; . by default")
+    parser.set_defaults(printer=Printer)
+    options = parser.parse_args(arguments)
+    if options.top < 1:
+        raise StageError(f"--top {options.top}: it should be 1 or more")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("predict", main))

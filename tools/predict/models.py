@@ -1,0 +1,80 @@
+"""Opens the trained model, or the faster ONNX export of it, and fetches those of other revisions."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from hashlib import sha256
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stages.common.failure import StageError
+from stages.common.params import load
+from stages.common.records import ModelRecord, read_record
+from stages.model import runtime
+from stages.model.runtime import RuntimeParams
+
+Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+
+
+def open_model(checkout: Path, path: Path, exact: bool) -> tuple[Run, ModelRecord]:
+    """Return a function from images, uint8 (N, H, W, C), to probabilities, float32 (N, classes), and the record.
+
+    Unless `exact`, an ONNX export of the model in `path` answers when `checkout` has one, because it starts
+    without TensorFlow; tools.export has checked that it is within 1e-5 of the model.
+    """
+    record = read_record(path.with_suffix(".json"), ModelRecord)
+    params = load(checkout / "params.yaml", "runtime", RuntimeParams)
+    if not exact and find_spec("onnxruntime") and (export := _export(checkout / "exports", record.sha256)):
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = params.threads
+        session = onnxruntime.InferenceSession(export, options, providers=["CPUExecutionProvider"])
+        return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0], record
+    runtime.start(params, seed=0)
+    from stages.model.classifier import Classifier  # only now, as it loads TensorFlow
+
+    return Classifier(path).probabilities, record
+
+
+def fetch(checkout: Path, revision: str, folder: Path) -> Path:
+    """Write the model of a git revision or DVC experiment, and its record, to `folder`; return the model's path.
+
+    Raises `StageError` when the revision does not exist, or DVC finds its model in neither cache nor remote.
+    """
+    for name in ("model.json", "model.keras"):
+        command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", revision, "--out", str(folder / name)]
+        done = subprocess.run(
+            [*command, str(checkout.absolute()), f"models/{name}"],
+            cwd=folder,
+            env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["dvc get failed"])[0].removeprefix("ERROR: ")
+            raise StageError(f"--model {revision}: models/{name} cannot be fetched: {reason}")
+    return folder / "model.keras"
+
+
+def _export(exports: Path, model_sha256: str) -> Path | None:
+    for path in sorted(exports.glob("*/export.json")):
+        try:
+            report = json.loads(path.read_bytes())
+            onnx = path.with_name("model.onnx")
+            # The file of a model that was trained in lower precision is close to a float32 copy of it instead.
+            exact = "models/model.keras in float32" not in report["files"]
+            recorded = report["files"].get(onnx.name, {}).get("sha256")
+            if report["model_sha256"] == model_sha256 and exact and recorded:
+                if sha256(onnx.read_bytes()).hexdigest() == recorded:
+                    return onnx
+                print(f"predict: {onnx}: changed since the export, not used; run: make export", file=sys.stderr)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            print(f"predict: {path}: damaged, not used; run: make export", file=sys.stderr)
+    return None
