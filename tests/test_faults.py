@@ -162,7 +162,7 @@ def test_a_damaged_checkpoint_costs_time_and_changes_no_byte(prepared: Project, 
     with newest.open("rb+") as file:
         file.truncate(newest.stat().st_size // 2)
     resumed = prepared.run("dvc", "repro", "train").stderr
-    assert f"train: checkpoints/{newest.name} is damaged; using the one before it" in resumed
+    assert f"train: checkpoints/{newest.name} is damaged; trying the checkpoint before it" in resumed
     assert "train: resuming after epoch" in resumed
     same(prepared, undisturbed, TRAINED)
 

@@ -184,7 +184,7 @@ def test_a_callback_that_cannot_be_made_is_named(project: Project, value: str) -
     project.choose("train.callbacks", [value])
     failed = project.run(*COMMAND, check=False)
     assert failed.returncode == 1
-    assert failed.stderr.startswith(f"train: train.callbacks: '{value}' cannot be made:")
+    assert failed.stderr.startswith(f"train: train.callbacks: '{value}' cannot be created:")
 
 
 def test_a_callable_that_makes_no_callback_is_named(project: Project) -> None:
@@ -192,7 +192,8 @@ def test_a_callable_that_makes_no_callback_is_named(project: Project) -> None:
     failed = project.run(*COMMAND, check=False)
     assert failed.returncode == 1
     assert (
-        failed.stderr == "train: train.callbacks: 'os.getcwd' is no Keras callback; name a class: module.Class\n"
+        failed.stderr
+        == "train: train.callbacks: 'os.getcwd' is not a Keras callback; name a class: module.Class\n"
     )
 
 
@@ -216,7 +217,7 @@ def test_checkpoints_of_other_code_are_ignored_and_said_so(project: Project, nam
     project.touch(name)
     second = start(project)
     assert second.stderr is not None
-    assert "are of other params, data or code and are ignored" in second.stderr.readline()
+    assert "belong to other params, data or code and are ignored" in second.stderr.readline()
     second.kill()
     second.communicate()
 

@@ -1,6 +1,6 @@
-"""The model card: Markdown for people, with the `model-index` header that model hubs read.
+"""The model card: Markdown, with the `model-index` metadata that model hubs read.
 
-Source of the header's form: https://huggingface.co/docs/hub/model-cards, "Evaluation results".
+The metadata format: https://huggingface.co/docs/hub/model-cards, "Evaluation results".
 """
 
 from collections.abc import Mapping
@@ -27,16 +27,16 @@ TEXT = """\
 
 # {title}
 
-A convolutional network that tells {classes} classes of {height} x {width} pictures apart: {names}.
-Trained on {training:,} images and tested on {tested:,} others of {dataset} ({edition}).
+A convolutional network that classifies {height} x {width} pictures into {classes} classes: {names}.
+Trained on {training:,} images and tested on {tested:,} other images of {dataset} ({edition}).
 
-## Figures on the test images
+## Results on the test split
 
 | figure | value |
 |---|---|
 {figures}
 
-Of the accuracy, {low} to {high} is the 95 % interval (Wilson's) for images of the same kind.
+The 95 % confidence interval of the accuracy (Wilson) is {low} to {high}.
 
 | class | precision | recall | F1 | images |
 |---|---|---|---|---|
@@ -63,26 +63,26 @@ photographs of five classes:
 
 | photographs read | accuracy |
 |---|---|
-| as in training, which both ways above do | 0.5505 |
+| as in training, by the code above | 0.5505 |
 | with `keras.utils.load_img`, which takes the nearest pixel by default | 0.5015 |
 | as phones store them, without `exif_transpose` | 0.2446 |
 
-Any picture gets one of these classes, also one that shows none of them. The figures hold for pictures like those
-of the data, not for others; the probabilities are off by {calibration_error} on average (calibration error).
+Every picture is assigned one of these classes, even if it shows none of them. The results hold for pictures like
+those of the dataset, not for others. The expected calibration error of the probabilities is {calibration_error}.
 
-## Where it comes from
+## Provenance
 
 | what | SHA-256 |
 |---|---|
 | the dataset | {dataset_sha256} |
 | the model, model.keras | {model_sha256} |
 
-Choices, code and versions: params.yaml, dvc.lock and environment/ of the commit that holds these figures.
+For the params, code and versions, see params.yaml, dvc.lock and environment/ in the commit with these results.
 """
 
 
 def model_card(evaluation: Mapping[str, Any], per_class: pd.DataFrame, statistics: Statistics) -> str:
-    """Return the card of the model that `evaluation`, the figures of evaluation.csv, and `per_class` judge."""
+    """Return the model card; `evaluation`: the figures of evaluation.csv; `per_class`: the table per_class.csv."""
     height, width, channels = statistics.splits["test"].shape
     figures = {name: value for name, value in sorted(evaluation.items()) if isinstance(value, float)}
     columns = ("precision", "recall", "f1")

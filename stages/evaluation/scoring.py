@@ -1,16 +1,16 @@
-"""Metrics from predictions: arrays in, plain floats and tables out; no files, no TensorFlow.
+"""Computes metrics from predictions: arrays in, floats and tables out. No files, no TensorFlow.
 
-    score(labels, probabilities)               one flat dict, for metrics/evaluation.csv
-    per_class(labels, probabilities, classes)  a row a class, for metrics/per_class.csv
-    confusion(labels, predicted, classes)      a row a pair of classes, for metrics/confusion.csv
-    most_confused, reliability, notes          what a report shows beside them
+    score(labels, probabilities)               a flat dict, for metrics/evaluation.csv
+    per_class(labels, probabilities, classes)  a row per class, for metrics/per_class.csv
+    confusion(labels, predicted, classes)      a row per pair of classes, for metrics/confusion.csv
+    most_confused, reliability, notes          further tables and remarks for reports
 
 `labels` are integers (N,), `probabilities` floats (N, C) from a softmax, `predicted` is their argmax (N,).
-Equal probabilities are ranked lowest class index first, in the prediction (as NumPy's argmax does) and in
-the top k alike. What is counted is counted in integers and what is summed is summed exactly (`math.fsum`),
-so the order of the samples and the processor's vector width leave no trace in the numbers.
+Ties between probabilities go to the lowest class index, in the prediction (like NumPy's argmax) and in the top k.
+Counts are integers and sums are exact (`math.fsum`), so the numbers depend neither on the order of the samples nor
+on the processor's vector width.
 
-A metric that divides by nothing is 0, as scikit-learn's zero_division=0 has it, and `notes` says where.
+A metric whose denominator is zero is 0, like scikit-learn's zero_division=0, and `notes` reports it.
 """
 
 import math
@@ -32,23 +32,23 @@ SUM_TOLERANCE = 0.01  # a softmax in bfloat16, 8 bits of precision, adds up to 1
 
 
 def score(labels: Integers, probabilities: Floats, k: int = 3) -> dict[str, float]:
-    """Return the metrics of all samples together: finite floats under flat names.
+    """Return the metrics over all samples, as finite floats.
 
-    - accuracy, with its 95 % interval accuracy_low to accuracy_high: see `wilson`.
-    - top_{k}_accuracy: the share of samples whose label is among the k most probable classes.
-    - loss: the negative log-likelihood, mean of -ln p(label), in nats. Clipped as in Keras's
-      categorical_crossentropy on probabilities, hence never above 16.12. (Where Keras still has the logits
-      in hand, as in `fit` and `evaluate`, it takes them unclipped; the two part below p = 1e-7.)
-    - brier: the mean of Σ(p - y)² over all classes, from 0 to 2 (Brier 1950, Monthly Weather Review 78).
+    - accuracy, with its 95 % confidence interval from accuracy_low to accuracy_high: see `wilson`.
+    - top_{k}_accuracy: the fraction of samples whose label is among the k most probable classes.
+    - loss: the negative log-likelihood, the mean of -ln p(label), in nats. Clipped like Keras's
+      categorical_crossentropy on probabilities, so at most 16.12. (In `fit` and `evaluate` Keras uses the
+      unclipped logits where it has them; the results differ below p = 1e-7.)
+    - brier: the mean of Σ(p - y)² over the classes, from 0 to 2 (Brier 1950, Monthly Weather Review 78).
     - calibration_error: Σ count/N · |accuracy - confidence| over the 15 bins of `reliability`
       (Guo et al. 2017, On Calibration of Modern Neural Networks, equation 3).
-    - precision_macro, recall_macro, f1_macro, roc_auc_macro: plain means of the columns of `per_class`; of
-      the ROC AUC, the mean over the classes that have one, and 0 if none has.
-    - kappa: agreement beyond chance (Cohen 1960, Educational and Psychological Measurement 20).
-    - matthews: correlation of label and prediction (Gorodkin 2004, Computational Biology and Chemistry 28).
+    - precision_macro, recall_macro, f1_macro, roc_auc_macro: unweighted means of the columns of `per_class`; for
+      ROC AUC, over the classes for which it is defined, or 0 if there is none.
+    - kappa: agreement corrected for chance (Cohen 1960, Educational and Psychological Measurement 20).
+    - matthews: the correlation of label and prediction (Gorodkin 2004, Computational Biology and Chemistry 28).
 
-    Raises `StageError` if there is no sample, a row is not made of probabilities (the first is named), or a
-    label is not one of the C classes.
+    Raises `StageError` if there is no sample, if a row does not hold probabilities, or if a label is not one of
+    the C classes.
     """
     labels, probabilities = _checked(labels, probabilities)
     samples, classes = probabilities.shape
@@ -70,7 +70,7 @@ def score(labels: Integers, probabilities: Floats, k: int = 3) -> dict[str, floa
         "accuracy_low": low,
         "accuracy_high": high,
         f"top_{k}_accuracy": int((rank < k).sum()) / samples,
-        # math.log, since NumPy's own differs in the last bit between instruction sets.
+        # math.log, because the last bit of NumPy's depends on the instruction set.
         "loss": math.fsum(-math.log(p) for p in likelihood) / samples,
         "brier": math.fsum(((probabilities - is_label) ** 2).flat) / samples,
         "calibration_error": math.fsum(gaps) / samples,
@@ -84,9 +84,9 @@ def score(labels: Integers, probabilities: Floats, k: int = 3) -> dict[str, floa
 
 
 def wilson(correct: int, samples: int) -> tuple[float, float]:
-    """Return the 95 % score interval of the proportion correct/samples (Wilson 1927, JASA 22).
+    """Return the 95 % score interval of the proportion correct / samples (Wilson 1927, JASA 22).
 
-    Unlike p ± 1.96·√(p(1-p)/n) it stays within 0 and 1 and has a width where p is 0 or 1.
+    Unlike p ± 1.96·√(p(1-p)/n), it stays within 0 and 1 and is not empty where p is 0 or 1.
     """
 
     def lower(count: int) -> float:
@@ -94,17 +94,17 @@ def wilson(correct: int, samples: int) -> tuple[float, float]:
         half = Z95 * math.sqrt(count * (samples - count) / samples + Z95 * Z95 / 4)
         return (centre - half) / (samples + Z95 * Z95)
 
-    # The upper bound as the lower one of the mistakes: so rounding leaves 0 and 1 exact.
+    # The upper bound is the lower bound of the errors, so 0 and 1 stay exact.
     return lower(correct), 1 - lower(samples - correct)
 
 
 def per_class(labels: Integers, probabilities: Floats, classes: Sequence[str]) -> pd.DataFrame:
-    """Return a row a class: class, support, predicted (counts), precision, recall, f1, roc_auc.
+    """Return a row per class: class, support, predicted (counts), precision, recall, f1, roc_auc.
 
-    roc_auc is one against the rest: the chance that a sample of the class gets a higher probability for it
-    than one of another class, ties counting half (Hanley and McNeil 1982, Radiology 143). Where all samples
-    are of the class, or none is, it is undefined: 0 here, and left out of `score`'s mean, where a 0 would
-    claim that the class is ranked the wrong way round. Raises `StageError` as `score` does.
+    roc_auc is one-vs-rest: the probability that a sample of the class scores higher for it than a sample of
+    another class, where ties count half (Hanley and McNeil 1982, Radiology 143). It is undefined where all samples
+    or none belong to the class: reported as 0, and left out of the mean in `score`, where 0 would mean that the
+    ranking is reversed. Raises `StageError` like `score`.
     """
     labels, probabilities = _checked(labels, probabilities)
     counts = _counts(labels, probabilities.argmax(axis=1), len(classes))
@@ -123,7 +123,7 @@ def per_class(labels: Integers, probabilities: Floats, classes: Sequence[str]) -
 
 
 def confusion(labels: Integers, predicted: Integers, classes: Sequence[str]) -> pd.DataFrame:
-    """Return label, predicted, count: a row a pair of classes, zeros too, in the order of `classes`."""
+    """Return label, predicted, count: a row per pair of classes, including zeros, in the order of `classes`."""
     counts = _counts(labels, predicted, len(classes))
     return pd.DataFrame(
         {
@@ -135,18 +135,18 @@ def confusion(labels: Integers, predicted: Integers, classes: Sequence[str]) -> 
 
 
 def most_confused(labels: Integers, predicted: Integers, classes: Sequence[str], most: int = 10) -> pd.DataFrame:
-    """Return the mistakes among `confusion`'s rows, most frequent first, ties in the order of `classes`."""
+    """Return the errors among the rows of `confusion`, most frequent first, ties in the order of `classes`."""
     pairs = confusion(labels, predicted, classes)
     mistakes = pairs[(pairs["label"] != pairs["predicted"]) & (pairs["count"] > 0)]
     return mistakes.sort_values("count", ascending=False, kind="stable", ignore_index=True).head(most)
 
 
 def reliability(labels: Integers, probabilities: Floats, bins: int = 15) -> pd.DataFrame:
-    """Return low, high, count, confidence, accuracy: the samples by the probability of their prediction.
+    """Return low, high, count, confidence, accuracy: the samples binned by the probability of their prediction.
 
-    The bins are torchmetrics' (1.9, multiclass_calibration_error): equal widths, low <= confidence < high in
-    float32, and one more row for a confidence of exactly 1, which a saturated softmax gives. An empty bin has
-    confidence and accuracy 0. Raises `StageError` as `score` does.
+    The bins match torchmetrics (1.9, multiclass_calibration_error): equal widths, low <= confidence < high in
+    float32, and an extra bin for a confidence of exactly 1, as from a saturated softmax. An empty bin has
+    confidence and accuracy 0. Raises `StageError` like `score`.
     """
     labels, probabilities = _checked(labels, probabilities)
     confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
@@ -165,7 +165,7 @@ def reliability(labels: Integers, probabilities: Floats, bins: int = 15) -> pd.D
 
 
 def notes(labels: Integers, predicted: Integers, classes: Sequence[str]) -> list[str]:
-    """Return a line for each class whose metrics are 0 because they divide by nothing."""
+    """Return a line for each class with metrics that are 0 because their denominator is zero."""
     counts = _counts(labels, predicted, len(classes))
     lines = []
     for name, support, guesses in zip(classes, counts.sum(axis=1), counts.sum(axis=0), strict=True):
@@ -185,7 +185,7 @@ def notes(labels: Integers, predicted: Integers, classes: Sequence[str]) -> list
 
 
 def _checked(labels: Integers, probabilities: Floats) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return both in the types to count and to sum in, or raise `StageError`."""
+    """Return both as int64 and float64; raises `StageError` when they cannot be scored."""
     if labels.ndim != 1 or probabilities.ndim != 2 or len(labels) != len(probabilities) or len(labels) == 0:
         raise StageError(
             f"labels {labels.shape} with probabilities {probabilities.shape} cannot be scored, the shapes "
@@ -206,7 +206,7 @@ def _checked(labels: Integers, probabilities: Floats) -> tuple[NDArray[np.int64]
 
 
 def _counts(labels: Integers, predicted: Integers, classes: int) -> NDArray[np.int64]:
-    """Return the confusion matrix (classes, classes): a row a label, a column a prediction."""
+    """Return the confusion matrix (classes, classes): a row per label, a column per prediction."""
     for kind, indices in (("label", labels), ("prediction", predicted)):
         beyond = (indices < 0) | (indices >= classes)
         if beyond.any():
@@ -215,14 +215,13 @@ def _counts(labels: Integers, predicted: Integers, classes: int) -> NDArray[np.i
                 f"sample {row}: {kind} {indices[row]} is not among the classes 0 to {classes - 1}: "
                 "the data and the model do not belong together; run `dvc repro`"
             )
-    # In 64 bits: 20 classes have 400 cells, too many to number in the uint8 that labels are stored in.
+    # In 64 bits: the 400 cells of 20 classes do not fit the uint8 of the labels.
     cells = labels.astype(np.int64) * classes + predicted
     return np.bincount(cells, minlength=classes**2).reshape(classes, classes)
 
 
 def _precision_recall_f1(counts: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
-    # Here, not above: scikit-learn costs a second to import. Keras has loaded it by the time of evaluate;
-    # whoever only wants an interval or a confusion matrix need not wait.
+    # Imported here because scikit-learn takes a second to import, and intervals and counts do not need it.
     from sklearn.metrics import precision_recall_fscore_support
 
     labels, predicted = np.indices(counts.shape).reshape(2, -1)
@@ -233,7 +232,7 @@ def _precision_recall_f1(counts: NDArray[np.int64]) -> tuple[Floats, Floats, Flo
 
 
 def _roc_auc(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> list[float | None]:
-    """Return each class's area: its pairs ranked right, plus half the ties, over all; None without pairs."""
+    """Return each class's area: correctly ranked pairs plus half the ties, over all pairs; None without pairs."""
     areas: list[float | None] = []
     for index, column in enumerate(probabilities.T):
         inside, outside = column[labels == index], np.sort(column[labels != index])
@@ -244,7 +243,7 @@ def _roc_auc(labels: NDArray[np.int64], probabilities: NDArray[np.float64]) -> l
 
 
 def _kappa(counts: NDArray[np.int64]) -> float:
-    """(observed - expected) / (1 - expected), both times N² to stay in integers."""
+    """Return (observed - expected) / (1 - expected), computed with N² times both to stay in integers."""
     samples = int(counts.sum())
     expected = int(counts.sum(axis=1) @ counts.sum(axis=0))
     possible = samples**2 - expected
@@ -254,7 +253,7 @@ def _kappa(counts: NDArray[np.int64]) -> float:
 def _matthews(counts: NDArray[np.int64]) -> float:
     samples, labels, predicted = int(counts.sum()), counts.sum(axis=1), counts.sum(axis=0)
     covariance = samples * int(counts.trace()) - int(labels @ predicted)
-    # Python's integers: the product of the two variances passes 64 bits at some 50,000 samples.
+    # Python integers, because the product of the variances exceeds 64 bits at about 50,000 samples.
     variances = (samples**2 - int(labels @ labels)) * (samples**2 - int(predicted @ predicted))
     return covariance / math.sqrt(variances) if variances else 0.0
 

@@ -1,7 +1,7 @@
-"""Save a model as a .keras archive whose bytes depend on nothing but the model.
+"""Saves a model as a .keras archive whose bytes depend only on the model.
 
-Keras writes into the archive the date, the zip entries' times and the memory addresses of shared objects;
-here they are fixed values. Keras loads the result like any other.
+Keras writes the date, the times of the zip entries and the memory addresses of shared objects into the archive.
+Here they are replaced by fixed values. Keras loads the result like any other archive.
 """
 
 import json
@@ -14,18 +14,18 @@ import keras
 
 from stages.common.outputs import replacing
 
-EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date that a zip file can name
+EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date in the zip format
 
 
 def save_model(model: keras.Model, path: Path) -> None:
-    """Write architecture and weights of `model` to `path`; without the optimizer, which only `fit` would need."""
-    # What Keras writes stands beside `path`, the disk whose space was checked; another may be full.
+    """Write the architecture and weights of `model` to `path`, without the optimizer, which only `fit` needs."""
+    # The temporary folder is beside `path`, because that disk was checked for space.
     with (
         replacing(path) as partial,
         tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name, suffix=".partial") as folder,
     ):
         varying = Path(folder) / "model.keras"
-        # Keras has an argument include_optimizer and ignores it; Adam's moments are twice the weights.
+        # Keras ignores its argument include_optimizer; Adam's moments are twice the size of the weights.
         optimizer, model.optimizer = getattr(model, "optimizer", None), None
         try:
             model.save(varying)
@@ -51,7 +51,7 @@ def _text(content: Any) -> bytes:
 
 
 def _renumber(config: Any, numbers: dict[int, int]) -> Any:
-    """Number shared objects in the order in which they first appear; Keras takes their addresses."""
+    """Number shared objects by first appearance; Keras uses their memory addresses."""
     if isinstance(config, list):
         return [_renumber(item, numbers) for item in config]
     if isinstance(config, dict):

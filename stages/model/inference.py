@@ -1,4 +1,4 @@
-"""Probabilities of a model for a whole split, a batch at a time."""
+"""Predicts the probabilities of a whole split in batches."""
 
 from collections.abc import Iterator
 
@@ -7,15 +7,15 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-# Bounds the memory: the widest activations of the tutorial's network are 131 kB an image, so 65 MB a batch.
+# Limits memory: the largest activations of the tutorial's network take 131 kB per image, so 65 MB per batch.
 BATCH_SIZE = 500
 
 
 class Predictor:
-    """The model's forward pass, traced once and used for every split."""
+    """The model's forward pass in inference mode, traced once."""
 
     def __init__(self, model: keras.Model) -> None:
-        """Prepare to call `model` without dropout."""
+        """Compile the forward pass of `model`."""
         shape = (None, *model.input_shape[1:])
         self._forward = tf.function(
             lambda images: model(images, training=False),

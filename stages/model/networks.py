@@ -1,4 +1,4 @@
-"""The networks: read `_tutorial` or `_fast` from top to bottom as a list of layers."""
+"""The networks. Read `_tutorial` or `_fast` from top to bottom as a list of layers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Filters = Annotated[int, Field(ge=1, le=2**16)]
 
 
 class Block(Section):
-    """Convolutions of the same width, then max-pooling, then dropout."""
+    """Convolutions with the same number of filters, then max pooling, then dropout."""
 
     filters: Filters
     layers: int = Field(ge=1)
@@ -33,7 +33,7 @@ class Block(Section):
 
 
 class NetworkParams(Section):
-    """The key that says which of the networks `model` describes, and what both have."""
+    """The keys of `model` that all networks have."""
 
     network: Literal["tutorial", "fast"]
     activation: Literal["relu", "elu", "gelu", "silu", "tanh"]
@@ -52,8 +52,8 @@ class TutorialParams(NetworkParams):
 class FastParams(NetworkParams):
     """`model` of params.yaml for the network of the fast recipe."""
 
-    widths: list[Filters] = Field(min_length=1)  # of each pair of convolutions
-    batch_norm_momentum: float = Field(ge=0, lt=1)  # how much of the running mean and variance a step keeps
+    widths: list[Filters] = Field(min_length=1)  # number of filters of each pair of convolutions
+    batch_norm_momentum: float = Field(ge=0, lt=1)  # decay of the running statistics per step
     logit_scale: float = Field(gt=0)
 
 
@@ -61,9 +61,9 @@ ModelParams = TutorialParams | FastParams
 
 
 def load_network(path: Path) -> ModelParams:
-    """Return the section `model` of the params file, as the network that it names describes itself.
+    """Return the section `model` of the params file, validated for the network that it names.
 
-    Raises `StageError` as `params.load` does.
+    Raises `StageError` like `params.load`.
     """
     section = read(path).get("model")
     keys, network = (section, section.get("network")) if isinstance(section, dict) else ({}, None)
@@ -75,7 +75,7 @@ def load_network(path: Path) -> ModelParams:
     except StageError as error:
         if network in ("tutorial", "fast") and keys.keys() & (other.model_fields.keys() - own.model_fields.keys()):
             raise StageError(
-                f"{error}; the keys of that network come with: python -m tools.recipe {network}"
+                f"{error}; to get the keys of that network: python -m tools.recipe {network}"
             ) from None
         raise
 
@@ -85,7 +85,7 @@ def build_model(
 ) -> keras.Model:
     """Return a network from images, float32 (N, *shape), to probabilities, float32 (N, classes).
 
-    images: of the training split, float32 (N, *shape), from which the fast network takes its first layer; without
+    images: the training split, float32 (N, *shape), from which the fast network computes its first layer; without
     them that layer stays random. Raises `StageError` when the images are too small for the network.
     """
     if isinstance(params, FastParams):
@@ -94,13 +94,11 @@ def build_model(
 
 
 def check_smaller(params: ModelParams, shape: tuple[int, int, int], smaller: tuple[int, int, int]) -> None:
-    """Raise `StageError` unless a network for images of `shape` takes the `smaller` ones of `train.scales` too."""
+    """Raise `StageError` unless a network for images of `shape` also accepts `smaller` ones (`train.scales`)."""
     if smaller == shape:
         return
     if isinstance(params, TutorialParams):
-        raise StageError(
-            "train.scales: network tutorial has dense layers made for one size of images; use scales: [1]"
-        )
+        raise StageError("train.scales: the network tutorial accepts only one image size; use scales: [1]")
     _check_pairs(params, smaller, "use fewer widths, or larger train.scales")
 
 
@@ -131,7 +129,7 @@ def _tutorial(params: TutorialParams, shape: tuple[int, int, int], classes: int)
         model.add(layers.Dense(units, activation=params.activation, name=f"dense{number}"))
         if params.dropout:
             model.add(layers.Dropout(params.dropout, name=f"dense{number}_dropout"))
-    # float32 also under a lower precision: small probabilities would round to zero.
+    # float32 even in mixed precision: small probabilities would round to zero.
     model.add(layers.Dense(classes, activation="softmax", dtype="float32", name="probabilities"))
     return model
 
@@ -147,7 +145,7 @@ def _fast(
     patch = PATCH * PATCH * shape[2]
     model = keras.Sequential(name="classifier")
     model.add(keras.Input(shape, name="images"))
-    # Frozen: each direction of the patches, and its opposite, as the activation lets only one side through.
+    # Frozen. It has each principal direction and its negative, because the activation passes only one sign.
     model.add(layers.Conv2D(2 * patch, PATCH, trainable=False, name="whitening"))
     model.add(layers.Activation(params.activation, name="whitening_activation"))
     for number, width in enumerate(params.widths, start=1):
@@ -161,7 +159,7 @@ def _fast(
             )
             model.add(layers.Activation(params.activation, name=f"{name}_activation"))
     model.add(layers.GlobalMaxPooling2D(name="pool"))
-    # float32 also under a lower precision: small probabilities would round to zero.
+    # float32 even in mixed precision: small probabilities would round to zero.
     model.add(layers.Dense(classes, use_bias=False, dtype="float32", name="logits"))
     model.add(layers.Rescaling(params.logit_scale, dtype="float32", name="scaled_logits"))
     model.add(layers.Softmax(dtype="float32", name="probabilities"))
@@ -170,7 +168,7 @@ def _fast(
 
 
 def _initialize(model: keras.Model, images: NDArray[np.float32] | None) -> None:
-    """Values that no initializer of Keras has; as one of our own, the saved model would ask for our code."""
+    """Set initial values. A custom initializer would make the saved model depend on this code."""
     from keras import layers
 
     for layer in model.layers:
@@ -183,7 +181,7 @@ def _initialize(model: keras.Model, images: NDArray[np.float32] | None) -> None:
 
 
 def _check_fit(params: TutorialParams, shape: tuple[int, int, int]) -> None:
-    """Follow the height and width through the blocks; Keras's own error would not name the params."""
+    """Check the feature-map size after each block, because Keras's own error does not name the param."""
     side = min(shape[:2])
     for number, block in enumerate(params.blocks):
         if params.padding == "valid":
@@ -203,4 +201,4 @@ def _check_pairs(params: FastParams, shape: tuple[int, int, int], remedy: str) -
 
 def _too_small(key: str, shape: tuple[int, int, int], remedy: str) -> StageError:
     size = f"{shape[0]} x {shape[1]}"
-    return StageError(f"model.{key}: nothing is left of images of {size} pixels after it; {remedy}")
+    return StageError(f"model.{key}: images of {size} pixels are too small for it; {remedy}")

@@ -1,6 +1,6 @@
-"""What makes a run repeatable: threads, instruction set, precision, seed; and a quiet TensorFlow.
+"""The settings that make a run repeatable: threads, instruction set, precision and seed. Also quiets TensorFlow.
 
-A stage's main calls `start` once, before anything imports TensorFlow and before any weights exist.
+A stage calls `start` once, before anything imports TensorFlow and before any weights exist.
 """
 
 import os
@@ -19,37 +19,37 @@ from stages.common.failure import StageError
 from stages.common.outputs import write_json
 from stages.common.params import Section
 
-# What oneDNN reads; the instruction set follows from the params.
+# The settings of oneDNN; the instruction set is set from the params.
 ONEDNN = {"ONEDNN_DEFAULT_FPMATH_MODE": "STRICT", "ONEDNN_MAX_CPU_ISA": "ALL", "TF_ENABLE_ONEDNN_OPTS": "1"}
-# The flags of /proc/cpuinfo by which oneDNN and Eigen choose their kernels.
+# The flags in /proc/cpuinfo that oneDNN and Eigen choose their kernels by.
 FLAGS = {"avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"}
 
 
 class RuntimeParams(Section):
     """`runtime` of params.yaml."""
 
-    # Another number of threads splits sums elsewhere and gives other bytes: a choice, not the machine's cores.
+    # The number of threads changes how sums are split, and so the bytes: a param, not the number of cores.
     threads: int = Field(ge=1, le=256)
     cpu_isa: Literal["native", "avx2"]
     precision: Literal["float32", "bfloat16", "float16"]
-    emulate: bool  # a precision that this machine does not compute in, at a fraction of the speed
-    # Which devices share each batch of training: one; several of this machine; those of all machines of a cluster.
+    emulate: bool  # allow a precision that the machine does not support natively, at a fraction of the speed
+    # One device; several devices of this machine; all machines of a cluster. They divide each training batch.
     strategy: Literal["single", "mirrored", "multi_worker"]
     devices: int = Field(ge=1, le=64)  # of mirrored
 
 
 def start(params: RuntimeParams, seed: int) -> None:
-    """Load TensorFlow with `params` in force and seed every generator from `seed`.
+    """Load TensorFlow with the settings in `params`, and seed every random generator with `seed`.
 
-    Raises `StageError` when the precision is one that this machine would have to emulate.
+    Raises `StageError` when this machine would have to emulate the precision and `params.emulate` is false.
     """
     if params.precision == "bfloat16" and not params.emulate and not has_bfloat16():
         raise StageError(
-            "runtime.precision: bfloat16 needs a CPU with AMX or AVX512-BF16, and this one would emulate it at "
-            "a fraction of the speed; use float32, or runtime.emulate: true"
+            "runtime.precision: bfloat16 needs a CPU with AMX or AVX512-BF16. This CPU would emulate it at a "
+            "fraction of the speed: use float32, or set runtime.emulate: true"
         )
-    # Read by TensorFlow and oneDNN when they load. Set to known values, so that what a person's environment
-    # says of them does not change the bytes.
+    # TensorFlow and oneDNN read these when they load. They are always set, so that the user's environment does not
+    # change the bytes.
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ |= ONEDNN | {"ONEDNN_MAX_CPU_ISA": {"native": "ALL", "avx2": "AVX2"}[params.cpu_isa]}
@@ -60,7 +60,7 @@ def start(params: RuntimeParams, seed: int) -> None:
         tf.config.threading.set_intra_op_parallelism_threads(params.threads)
         tf.config.threading.set_inter_op_parallelism_threads(params.threads)
         tf.config.experimental.enable_op_determinism()
-        # ~/.keras/keras.json may say otherwise.
+        # ~/.keras/keras.json may have other defaults.
         keras.config.set_floatx("float32")
         keras.config.set_image_data_format("channels_last")
         policy = params.precision if params.precision == "float32" else f"mixed_{params.precision}"
@@ -69,7 +69,7 @@ def start(params: RuntimeParams, seed: int) -> None:
         devices = tf.config.list_physical_devices("GPU")
     if params.precision == "float16" and not params.emulate and not devices:
         raise StageError(
-            "runtime.precision: float16 needs a GPU, and TensorFlow finds none here; use float32, or "
+            "runtime.precision: float16 needs a GPU, but TensorFlow finds none: use float32, or set "
             "runtime.emulate: true"
         )
 
@@ -77,13 +77,13 @@ def start(params: RuntimeParams, seed: int) -> None:
 def write_environment(
     record: Path, log: Path, params: RuntimeParams, model_sha256: str, seconds: float, replicas: int = 1
 ) -> None:
-    """Write what a run was made on, which may explain that its bytes differ: machine, system, versions, settings.
+    """Write the environment of a run (machine, system, versions, settings), which may explain different bytes.
 
-    record: for git, and not for DVC, which would keep no run of a stage with such an output; so DVC does not bring
-    it back with the results either, and the model's SHA-256 tells whether it is theirs. log: with the duration in
-    seconds, not tracked. replicas: the devices that shared each batch, whose number no param tells.
+    record: a file for git. It is not a DVC output, because such an output would turn off the run cache; DVC does
+    not restore it with the results, so it holds the SHA-256 of its model. log: the same with the duration in
+    seconds, untracked. replicas: the number of devices that divided each batch.
     """
-    from tensorflow.python.framework.config import is_op_determinism_enabled  # its public API only sets it
+    from tensorflow.python.framework.config import is_op_determinism_enabled  # the public API can only enable it
 
     environment = {
         "cpu": _cpu(),
@@ -117,7 +117,7 @@ def _cpu() -> str:
 
 
 def has_bfloat16() -> bool:
-    """Whether the CPU computes in bfloat16; where /proc/cpuinfo does not tell, that it does not."""
+    """Return whether the CPU supports bfloat16 natively; False where /proc/cpuinfo does not exist."""
     return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
 
 
@@ -130,9 +130,9 @@ def _cpu_flags() -> set[str]:
 
 @contextmanager
 def standard_error_kept() -> Iterator[None]:
-    """Hold back what C++ writes to file descriptor 2, and show it only when the block fails.
+    """Capture what C++ code writes to file descriptor 2, and show it only if the block fails.
 
-    TensorFlow logs a dozen lines before it reads TF_CPP_MIN_LOG_LEVEL, so no setting silences them.
+    TensorFlow logs a dozen lines before it reads TF_CPP_MIN_LOG_LEVEL, so no setting can silence them.
     """
     sys.stderr.flush()
     with tempfile.TemporaryFile() as kept:

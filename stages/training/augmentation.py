@@ -1,4 +1,4 @@
-"""Changes of training images: flips, shifts and sizes, functions of the seed and of the place in the run alone."""
+"""Data augmentation: flips, shifts and image sizes, which depend only on the seed and the step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 class AugmentationParams(Section):
     """The part of `train` in params.yaml that describes augmentation."""
 
-    # Left to right: each image with probability one half, or every second epoch, from the first or the second on.
+    # Horizontally: true flips each image with probability 1/2, alternate in every second epoch.
     flip: Literal[False, True, "alternate"]
-    shift: int = Field(ge=0)  # pixels, at most, each way; the border is reflected
-    # Height and width, as shares of their own, in equal parts of the run's epochs.
+    shift: int = Field(ge=0)  # maximum translation in pixels, in each direction; the border is reflected
+    # Image sizes as fractions of the full size, each for an equal part of the epochs.
     scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
 
 
@@ -42,10 +42,10 @@ def check_image_size(params: AugmentationParams, network: ModelParams, shape: tu
 
 
 def alternate_flips(seed: int, epoch: int, images: int) -> NDArray[np.bool_]:
-    """Return which of the training images `flip: alternate` mirrors in an epoch, bool (images,).
+    """Return which of the training images `flip: alternate` flips in an epoch, bool (images,).
 
-    A random half in the first epoch, the other half in the next, and so on: in two epochs each image is seen from
-    both sides, where with independent flips half of them are seen from one only (K. Jordan 2024).
+    A random half in the first epoch, the other half in the next, and so on. Two epochs show each image in both
+    orientations; with independent flips, half of the images appear in only one (K. Jordan 2024).
     """
     words = np.random.Philox(key=[seed, 2**63]).random_raw(images)  # no epoch's order has this key
     first: NDArray[np.bool_] = words >> np.uint64(63) == 1
@@ -53,12 +53,12 @@ def alternate_flips(seed: int, epoch: int, images: int) -> NDArray[np.bool_]:
 
 
 def scaled_size(scale: float, height: int, width: int) -> tuple[int, int]:
-    """Return the height and width, in whole pixels, that images are to have at one of `train.scales`."""
+    """Return the height and width of images at one of `train.scales`, in whole pixels."""
     return max(1, round(scale * height)), max(1, round(scale * width))
 
 
 def scale_of(params: AugmentationParams, epoch: int, epochs: int) -> float:
-    """Return the one of `train.scales` for an epoch, counted from 0: the last epoch has the last."""
+    """Return the scale of an epoch, counted from 0. The last epoch has the last of `train.scales`."""
     return params.scales[len(params.scales) - 1 - (epochs - 1 - epoch) * len(params.scales) // epochs]
 
 
@@ -67,15 +67,15 @@ def augment(
     images: tf.Tensor,
     seed: int,
     step: tf.Tensor,
-    places: tf.Tensor,
+    positions: tf.Tensor,
     batch: int,
     size: tuple[int, int],
 ) -> tf.Tensor:
-    """Return a device's share of a batch changed: float32 (n, *size, C), drawn anew for each step of the run.
+    """Return a replica's images of a batch, augmented: float32 (n, *size, C).
 
-    images: float32 (n, H, W, C); places: where they are in the whole batch of `batch` images, int32 (n,). The
-    generator is stateless and draws for the whole batch: a step repeated after a kill draws the same, and so do
-    more devices together.
+    images: float32 (n, H, W, C); positions: their indices in the whole batch of `batch` images, int32 (n,). The
+    random numbers are stateless and drawn for the whole batch, so a step repeated after a kill draws the same
+    numbers, and so do several replicas together.
     """
     import tensorflow as tf  # here, because importing this module must not load it before `runtime.start`
 
@@ -83,19 +83,19 @@ def augment(
     step = tf.cast(step, tf.int32)
     if params.flip is True:
         flipped = tf.random.stateless_uniform([batch, 1, 1, 1], [2 * seed, step]) < 0.5
-        images = tf.where(tf.gather(flipped, places), tf.reverse(images, [2]), images)
+        images = tf.where(tf.gather(flipped, positions), tf.reverse(images, [2]), images)
     if params.shift:
         most = params.shift
         padded = tf.pad(images, [[0, 0], [most, most], [most, most], [0, 0]], mode="REFLECT")
         offsets = tf.random.stateless_uniform(
             [batch, 2], [2 * seed + 1, step], minval=0, maxval=2 * most + 1, dtype=tf.int32
         )
-        offsets = tf.gather(offsets, places)
+        offsets = tf.gather(offsets, positions)
         rows = offsets[:, :1] + tf.range(height)
         columns = offsets[:, 1:] + tf.range(width)
         images = tf.gather(padded, rows, axis=1, batch_dims=1)
         images = tf.gather(images, columns, axis=2, batch_dims=1)
     if size != (height, width):
-        # Of all pixels that it covers, a smaller one takes a weighted mean; without, most would have no say.
+        # Antialiasing averages all pixels that an output pixel covers; without it, most would be ignored.
         images = tf.image.resize(images, size, antialias=True)
     return images

@@ -1,7 +1,7 @@
-"""Checkpoints of a training run: whole or not there, the last two, and only ever those of the same run.
+"""Checkpoints of a training run: written atomically, the last two kept, and read only by the same run.
 
-One file holds all: arrays and a JSON text as an uncompressed .npz, then the 32 bytes of its SHA-256. The
-checksums inside an .npz are not enough: a changed bit in a header gives other arrays, and no error.
+One file holds everything: arrays and a JSON text as an uncompressed .npz, followed by the 32 bytes of its SHA-256.
+The checksums inside an .npz are not enough: a changed bit in a header gives different arrays without an error.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ DIGEST_SIZE = 32
 
 
 def unpack(content: bytes) -> tuple[list[NDArray[Any]], dict[str, Any]]:
-    """Return the arrays and the state that a checkpoint's `content` holds."""
+    """Return the arrays and the state of a checkpoint's `content`."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         state = json.loads(file["state"].tobytes())
         return [file[f"arr_{index}"] for index in range(len(file.files) - 1)], state
@@ -31,16 +31,16 @@ def unpack(content: bytes) -> tuple[list[NDArray[Any]], dict[str, Any]]:
 class Checkpoints:
     """The checkpoints in `folder` of the run that `key` names.
 
-    `key` is a digest of all that determines a run: params, data, code, versions. Files of other keys are
+    `key` is a digest of everything that determines a run: params, data, code, versions. Files with other keys are
     never read.
     """
 
     def __init__(self, folder: Path, key: str) -> None:
-        """Name the place; nothing is read or written yet."""
+        """Set the folder and key. Nothing is read or written yet."""
         self._folder, self._prefix = folder, key[:16]
 
     def save(self, epoch: int, step: int, arrays: Sequence[NDArray[Any]], state: Mapping[str, Any]) -> None:
-        """Write one checkpoint, synced and then moved to its name; drop all but the last `KEPT`."""
+        """Write one checkpoint atomically, and delete all but the last `KEPT`."""
         content = io.BytesIO()
         np.savez(content, *arrays, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
         content.write(hashlib.sha256(content.getbuffer()).digest())
@@ -50,27 +50,27 @@ class Checkpoints:
             path.unlink()
 
     def latest(self) -> bytes:
-        """Return the content of the newest sound checkpoint, for `unpack`; nothing when there is none.
+        """Return the content of the newest valid checkpoint, for `unpack`; empty when there is none.
 
-        A damaged one is passed over with a warning, those of other runs with a note.
+        Warns of damaged checkpoints, and mentions those of other runs.
         """
         foreign = [path for path in self._all() if path not in self._own()]
         if foreign:
             print(
-                f"train: {len(foreign)} checkpoints in {self._folder}/ are of other params, data or code and are "
-                f"ignored; when you need them no more: rm -r {self._folder}",
+                f"train: {len(foreign)} checkpoints in {self._folder}/ belong to other params, data or code and "
+                f"are ignored; to delete them: rm -r {self._folder}",
                 file=sys.stderr,
             )
         for path in reversed(self._own()):
             content = path.read_bytes()
             if hashlib.sha256(content[:-DIGEST_SIZE]).digest() != content[-DIGEST_SIZE:]:
-                print(f"train: {path} is damaged; using the one before it, if there is one", file=sys.stderr)
+                print(f"train: {path} is damaged; trying the checkpoint before it", file=sys.stderr)
                 continue
             return content[:-DIGEST_SIZE]
         return b""
 
     def clear(self) -> None:
-        """Remove this run's checkpoints, half-written ones too, and the folder when nothing else is in it."""
+        """Delete this run's checkpoints, complete or not, and the folder when it is empty then."""
         for path in self._folder.glob(f"{self._prefix}-*"):
             path.unlink()
         if self._folder.is_dir() and not any(self._folder.iterdir()):

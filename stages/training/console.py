@@ -1,4 +1,4 @@
-"""What a person sees while a model trains: a bar on a terminal, one plain line an epoch elsewhere."""
+"""Progress of a training run: a progress bar on a terminal, and one plain line per epoch."""
 
 import sys
 import time
@@ -16,8 +16,8 @@ class Console(keras.callbacks.Callback):
         super().__init__()
         self._images, self._batch_size, self._epochs = images, batch_size, epochs
         self._bar: tqdm[Any] | None = None
-        # When the epoch began, and at which of its batches: not the first in a run that was resumed. Lists, as
-        # the engine restores a callback's plain numbers.
+        # When the epoch began, and at which batch (not the first in a resumed run). Lists, because checkpoints
+        # restore a callback's plain numbers.
         self._clock: list[float] = []
         self._batches: list[int] = []
 
@@ -30,17 +30,17 @@ class Console(keras.callbacks.Callback):
             )
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Note the batch, for the speed."""
+        """Record the batch, to compute the speed."""
         self._batches.append(batch)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Move the bar to the images seen."""
+        """Update the progress bar."""
         if self._bar is not None and logs is not None:
             self._bar.set_postfix(step=batch + 1, loss=f"{logs['loss']:.4f}", accuracy=f"{logs['accuracy']:.4f}")
             self._bar.update(min((batch + 1) * self._batch_size, self._images) - self._bar.n)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Print the epoch's line, and how long the rest will take."""
+        """Print the epoch's results and the remaining time."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

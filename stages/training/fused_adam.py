@@ -1,8 +1,8 @@
-"""Keras's Adam and AdamW with each variable's update done by TensorFlow's one fused kernel.
+"""Keras's Adam and AdamW, with each variable updated by TensorFlow's fused kernel.
 
-Keras 3 writes the update as a dozen separate passes over each variable and its two moments; in the
-tutorial's network, with 2.1 million weights in one dense layer, that is a tenth of a training step. The
-arithmetic is the same, to float32 rounding; clipping, weight decay and the saved state are Keras's own.
+Keras 3 makes a dozen separate passes over each variable and its two moments. In the tutorial's network, which has
+2.1 million weights in one dense layer, that is a tenth of a training step. The result is the same up to float32
+rounding; clipping, weight decay and the saved state are Keras's own.
 """
 
 import keras
@@ -11,7 +11,7 @@ import tensorflow as tf
 
 class _FusedUpdate:
     def update_step(self, gradient, variable, learning_rate):  # type: ignore[no-untyped-def]
-        """Update `variable` in place; called by Keras for each variable, in graph mode."""
+        """Update `variable` in place. Keras calls this for each variable, in graph mode."""
         index = self._get_variable_index(variable)  # type: ignore[attr-defined]
         step = tf.cast(self.iterations + 1, tf.float32)  # type: ignore[attr-defined]
         tf.raw_ops.ResourceApplyAdam(
@@ -29,8 +29,8 @@ class _FusedUpdate:
 
 
 class FusedAdam(_FusedUpdate, keras.optimizers.Adam):
-    """Adam (Kingma and Ba 2015) as Keras has it, fused."""
+    """Adam (Kingma and Ba 2015) with the fused update."""
 
 
 class FusedAdamW(_FusedUpdate, keras.optimizers.AdamW):
-    """AdamW (Loshchilov and Hutter 2019) as Keras has it, fused."""
+    """AdamW (Loshchilov and Hutter 2019) with the fused update."""

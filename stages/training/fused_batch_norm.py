@@ -1,8 +1,8 @@
-"""Keras's batch normalization in training, done by TensorFlow's one fused kernel.
+"""Keras's batch normalization in training mode, computed by TensorFlow's fused kernel.
 
-Keras 3 writes it as a dozen passes over the activations, in float32 also where these are bfloat16. The kernel's
-variance that goes into the running one is the unbiased one, n / (n - 1) times Keras's; else the arithmetic is the
-same to rounding.
+Keras 3 makes a dozen passes over the activations, in float32 even where they are bfloat16. The kernel updates the
+running variance with the unbiased variance, n / (n - 1) times Keras's. Otherwise the result is the same up to
+rounding.
 """
 
 from functools import partial
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 
 def fuse_batch_norm(model: keras.Model) -> None:
-    """Let the layers of `model` train with the fused kernel; how they predict and are saved stays as it is."""
+    """Make the layers of `model` train with the fused kernel. Prediction and saving do not change."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.BatchNormalization) and not layer.scale:
             layer.call = partial(_call, layer, layer.call)

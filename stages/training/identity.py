@@ -1,6 +1,6 @@
-"""What tells one training run from another: its params, data, code and library versions.
+"""The identity of a training run: digests of its params, data, code and library versions.
 
-Checkpoints are kept under the key of their run, and the processes of a cluster compare digests before they start.
+A run reads only checkpoints with its own key, and the workers of a cluster compare digests before they start.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ ROOMS = ("common", "model", "training")  # those of the stage train in dvc.yaml
 
 
 def run_digests(choices: Sequence[Section], statistics: Statistics, code: Mapping[str, Path]) -> dict[str, str]:
-    """Return the SHA-256, in hex, of each of the things that determine a run, by the name that people know."""
+    """Return the SHA-256, in hex, of everything that determines a run: params, data, code, library versions."""
     files = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in code.items()}
     contents = {
         "params": [choice.model_dump() for choice in choices],
@@ -31,7 +31,7 @@ def run_digests(choices: Sequence[Section], statistics: Statistics, code: Mappin
 
 
 def run_key(digests: Mapping[str, str], replicas: int) -> str:
-    """Return the SHA-256, in hex, by which a run knows its checkpoints: of `digests` and the number of devices."""
+    """Return the SHA-256, in hex, of `digests` and the number of replicas: the key of a run's checkpoints."""
     return _sha256([digests, replicas])
 
 
@@ -40,7 +40,7 @@ def _sha256(content: Any) -> str:
 
 
 def code_files(callbacks: Sequence[str]) -> dict[str, Path]:
-    """Return the files that the stage train is made of, and those that define its `callbacks`, by name."""
+    """Return the code of the stage train and the modules that define its `callbacks`, by name."""
     rooms = [STAGES / "train.py", *(path for room in ROOMS for path in sorted((STAGES / room).rglob("*.py")))]
     own = sorted({name.rpartition(".")[0] for name in callbacks})
     modules = {name: getattr(importlib.import_module(name), "__file__", None) for name in own}

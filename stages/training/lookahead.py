@@ -1,28 +1,27 @@
-"""Weights that follow a slower copy of themselves, the more so the nearer the end of the run."""
+"""Lookahead averaging: a slow copy of the weights, which the weights are reset to at regular intervals."""
 
 import keras
 import tensorflow as tf
 
-STRENGTH = 0.95  # a step's part of the slow weights that a step keeps at the very end
+STRENGTH = 0.95  # decay of the slow weights per step, at the end of the run
 
 
 class Lookahead:
     """The slow copy of a model's weights, running means and variances.
 
-    Every `every` steps the slow weights move toward the fast ones, and these go on from there: slow and fast
-    become d * slow + (1 - d) * fast, with d = 0.95 ** every * progress ** 3 (K. Jordan 2024, a variant of Zhang et
-    al. 2019).
+    Every `every` steps, both the slow and the fast weights become d * slow + (1 - d) * fast, where
+    d = 0.95 ** every * progress ** 3 (K. Jordan 2024, a variant of Zhang et al. 2019).
     """
 
     def __init__(self, model: keras.Model, every: int, steps: int) -> None:
-        """Begin with the weights as they are; `steps` is the length of the whole run."""
+        """Copy the current weights. `steps` is the length of the whole run."""
         self._every, self._steps = every, steps
-        # What is frozen stays as it is, to the last bit.
+        # Frozen layers keep their exact values.
         self._fast = [weight for layer in model.layers if layer.trainable for weight in layer.weights]
         self.slow = [tf.Variable(weight.value) for weight in self._fast] if every else []
 
     def after(self, step: tf.Tensor) -> None:
-        """Do what is due after the step with the number `step`, int32, counted from 0; in graph mode."""
+        """Update the weights if this is due after step number `step`, int32, counted from 0. For graph mode."""
         if self._every and tf.equal((step + 1) % self._every, 0):
             progress = tf.cast(step + 1, tf.float32) / self._steps
             kept = STRENGTH**self._every * progress**3

@@ -1,7 +1,7 @@
 """The training loop: epoch order, steps, validation, checkpoints, callbacks.
 
-Everything random is a function of the seed and of the place in the run, or is saved in the checkpoint. So a
-run that is killed and resumed ends in the same bytes as one that was not.
+Everything random depends only on the seed and the step, or is saved in the checkpoint. A run that was killed and
+resumed therefore ends with the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from stages.training.cluster import Cluster
 
-# Images in one call of the compiled steps: enough that Python's share is lost in the noise, few enough that
-# Ctrl-C and the progress bar wait for less than a second.
+# Images in one call of the compiled steps: enough to make Python's overhead negligible, few enough for Ctrl-C and
+# the progress bar to respond within a second.
 IMAGES_PER_CALL = 640
 
 DIVERGED = "; no model was written: try a lower train.learning_rate or train.clip_norm"
@@ -37,7 +37,7 @@ DIVERGED = "; no model was written: try a lower train.learning_rate or train.cli
 
 @dataclass
 class Progress:
-    """Where a run is: all that a checkpoint keeps besides arrays."""
+    """The position in a run: everything that a checkpoint holds apart from arrays."""
 
     epoch: int = 0
     step: int = 0  # in the epoch
@@ -46,24 +46,24 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
     best_epoch: int = -1
     callbacks: list[dict[str, Any]] = field(default_factory=list)
-    stopped: bool = False  # by a callback, on whichever process
+    stopped: bool = False  # by a callback, on any worker
 
 
 def epoch_order(seed: int, epoch: int, images: int) -> NDArray[np.int64]:
-    """Return the order of an epoch's images, a permutation int64 (images,), from its arguments alone.
+    """Return the order of an epoch's images, a permutation, int64 (images,). It depends only on the arguments.
 
-    It is the order of Philox's raw output (Salmon et al. 2011), not `Generator.permutation`, whose stream
-    NumPy may change between versions (NEP 19).
+    It is the sort order of Philox's raw output (Salmon et al. 2011), not `Generator.permutation`, whose stream
+    may change between NumPy versions (NEP 19).
     """
     keys = np.random.Philox(key=[seed, epoch]).random_raw(images)
     return np.argsort(keys, kind="stable")
 
 
-def shares(batch: int, replicas: range, of: int) -> NDArray[np.int64]:
-    """Return which images of a batch each of the `replicas` gets, out of `of` in all: int64 (L, n).
+def replica_slices(batch: int, replicas: range, of: int) -> NDArray[np.int64]:
+    """Return the indices in the batch of the images of each of `replicas`, out of `of` replicas: int64 (L, n).
 
-    All get equally many. Where a batch has not enough for that, its last image fills up, and does not count: only
-    batch normalization, in the statistics of that device, sees it again.
+    All replicas get the same number. A batch that cannot be divided equally is filled up with its last image. The
+    copies do not count in the loss; only that replica's batch-normalization statistics include them.
     """
     each = -(-batch // of)
     places = np.arange(each, dtype=np.int64) + each * np.array(replicas)[:, None]
@@ -82,7 +82,7 @@ class Trainer:
         callbacks: Sequence[keras.callbacks.Callback],
         cluster: Cluster,
     ) -> None:
-        """Prepare a run by all of `cluster`, whose strategy is in scope; nothing is computed before `run`."""
+        """Prepare a run on `cluster`, whose strategy is in scope. Nothing is computed before `run`."""
         import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
 
         from stages.model.inference import BATCH_SIZE, Predictor
@@ -94,8 +94,8 @@ class Trainer:
         self._steps_per_epoch = -(-len(training.images) // params.batch_size)
         self._steps = TrainingSteps(model, self._optimizer, params, cluster, self._steps_per_epoch * params.epochs)
         self._predict = Predictor(model)
-        # Cut between batches, so that each image is computed in the same batch whoever does it.
-        self._validated = cluster.part(len(validation.images), BATCH_SIZE)
+        # Whole batches, so that each image is in the same batch whichever worker predicts it.
+        self._validated = cluster.worker_slice(len(validation.images), BATCH_SIZE)
         self._rates = learning_rates(params, self._steps_per_epoch, params.epochs)
         model.optimizer, model.stop_training = self._optimizer, False
         self._callbacks = keras.callbacks.CallbackList(
@@ -105,11 +105,11 @@ class Trainer:
         self._saved = time.monotonic()
 
     def run(self, checkpoints: Checkpoints) -> tuple[list[dict[str, float]], int]:
-        """Train to the end, from the last sound checkpoint if there is one.
+        """Train to the end, starting from the last valid checkpoint, if there is one.
 
-        Return a row an epoch, and the index of the one whose weights the model has: with early stopping the
-        best, otherwise the last. A row has loss, accuracy (over the epoch's training batches, with dropout),
-        val_loss and val_accuracy. Raises `StageError` when a loss is no longer finite.
+        Return one row per epoch, and the index of the epoch whose weights the model has: the best with early
+        stopping, otherwise the last. A row has loss and accuracy (over the training batches, with dropout),
+        val_loss and val_accuracy. Raises `StageError` when the loss becomes NaN or infinite.
         """
         progress = self._resume(checkpoints)
         self._callbacks.on_train_begin()
@@ -130,7 +130,7 @@ class Trainer:
     def _train_epoch(self, progress: Progress, checkpoints: Checkpoints) -> None:
         self._callbacks.on_epoch_begin(progress.epoch)
         if progress.stopped:
-            return  # the checkpoint was written between the stop and the end of its epoch
+            return  # the checkpoint was written after the callback's stop and before the end of the epoch
         order = epoch_order(self._params.seed, progress.epoch, len(self._training.images))
         scale = scale_of(self._params, progress.epoch, self._params.epochs)
         size = scaled_size(scale, *self._training.images.shape[1:3])
@@ -148,25 +148,25 @@ class Trainer:
             if time.monotonic() - self._saved > self._params.checkpoint_minutes * 60:
                 self._save(progress, checkpoints)
             if progress.stopped:
-                break  # as `fit` does, which also ends such an epoch as any other
+                break  # like `fit`, which still runs the end of the epoch
 
     def _batches(
         self, order: NDArray[np.int64], epoch: int, step: int
     ) -> Iterator[tuple[NDArray[np.float32], NDArray[np.float32], int]]:
-        """Yield images, labels and size of the batches from `step` on, as the steps want them, a call ahead."""
+        """Yield images, labels and batch size for each call of the steps, starting at `step`, one call ahead."""
         size = self._params.batch_size
         mirrored = None
         if self._params.flip == "alternate":
             mirrored = alternate_flips(self._params.seed, epoch, len(order))
         full = len(order) // size
         calls = max(1, IMAGES_PER_CALL // size)
-        # Full batches in calls that start at multiples of K, so that a resumed epoch makes the same calls.
+        # Calls start at multiples of K full batches, so a resumed epoch makes the same calls.
         spans = [(start * size, min(start + calls, full) * size, size) for start in range(step, full, calls)]
         if len(order) > full * size and step <= full:
             spans.append((full * size, len(order), len(order) - full * size))
 
         def gather(start: int, stop: int, batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
-            places = shares(batch, self._cluster.local_replicas, self._cluster.replicas)
+            places = replica_slices(batch, self._cluster.local_replicas, self._cluster.replicas)
             chosen = order[start:stop].reshape(-1, batch)[:, places].swapaxes(0, 1)  # (L, K, n)
             images, labels = self._training.take(chosen.ravel())
             if mirrored is not None:
@@ -178,7 +178,7 @@ class Trainer:
             )
 
         if not spans:
-            return  # the checkpoint was written between the last batch and the end of its epoch
+            return  # the checkpoint was written after the last batch and before the end of the epoch
         with ThreadPoolExecutor(1, thread_name_prefix="gather") as ahead:
             following = ahead.submit(gather, *spans[0])
             for span in spans[1:]:
@@ -195,13 +195,13 @@ class Trainer:
             )
 
     def _means(self, progress: Progress) -> dict[str, float]:
-        """Loss and accuracy over the epoch's images so far."""
+        """Return the mean loss and accuracy over the epoch's images so far."""
         seen = min(progress.step * self._params.batch_size, len(self._training.images))
         return {"loss": progress.loss / seen, "accuracy": progress.hits / seen}
 
     def _end_epoch(self, progress: Progress) -> dict[str, float]:
         val_loss, val_accuracy = self._validate()
-        if not np.isfinite(val_loss):  # the very last step can spoil the weights after its loss was computed
+        if not np.isfinite(val_loss):  # the last step may break the weights after its loss was computed
             raise StageError(f"the validation loss is {val_loss} after epoch {progress.epoch + 1}{DIVERGED}")
         row = {**self._means(progress), "val_loss": val_loss, "val_accuracy": val_accuracy}
         progress.history.append(row)
@@ -214,33 +214,33 @@ class Trainer:
         return row
 
     def _validate(self) -> tuple[float, float]:
-        """Mean cross-entropy in nats and accuracy on the validation split."""
+        """Return the mean cross-entropy in nats and the accuracy on the validation split."""
         labels = self._validation.labels.argmax(axis=1)
         mine = self._validated
         probabilities = np.zeros(self._validation.labels.shape, np.float32)
         if mine.start < mine.stop:
             probabilities[mine] = self._predict(self._validation.images[mine])
-        probabilities = self._cluster.total(probabilities)
+        probabilities = self._cluster.combine(probabilities)
         chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-        # Keras's own bound, so that a certain mistake costs the same here and in its metrics.
+        # Keras's own bounds, so that the loss matches Keras's.
         loss = -np.log(np.clip(chosen, 1e-7, 1 - 1e-7)).mean()
         return float(loss), float((probabilities.argmax(axis=1) == labels).mean())
 
     def _ended(self, progress: Progress) -> bool:
-        """Whether no epoch is to be begun, or gone on with, though not all are done."""
+        """Return whether training ends here although epochs remain."""
         patience = self._params.early_stopping
         impatient = bool(patience) and 0 <= progress.best_epoch < progress.epoch - patience
         return impatient or (progress.stopped and progress.step == 0)
 
     def _stop(self) -> bool:
-        """Whether a callback asks for the end, on any process."""
-        # It may on one process alone, by its clock say; the others would wait for it for ever.
+        """Return whether a callback on any worker has asked to stop."""
+        # A callback may stop one worker alone, for instance by its clock; the others would wait for it forever.
         stops = np.zeros(self._cluster.size, np.int32)
         stops[self._cluster.rank] = bool(self._model.stop_training)
-        return bool(self._cluster.total(stops).any())
+        return bool(self._cluster.combine(stops).any())
 
     def _state(self) -> list[Any]:
-        # Keras counts generators' states among a model's variables, though not among its weights.
+        # A model's variables include the states of its random generators; its weights do not.
         return [*self._model.variables, *self._optimizer.variables, *self._steps.lookahead.slow]
 
     def _save(self, progress: Progress, checkpoints: Checkpoints) -> None:
@@ -251,7 +251,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def _resume(self, checkpoints: Checkpoints) -> Progress:
-        content = self._cluster.share(checkpoints.latest() if self._cluster.chief else b"")
+        content = self._cluster.broadcast(checkpoints.latest() if self._cluster.chief else b"")
         progress = Progress()
         if content:
             arrays, state = unpack(content)
@@ -261,11 +261,11 @@ class Trainer:
             self._best = arrays[len(variables) :]
             if self._cluster.chief:
                 print(f"train: resuming after epoch {progress.epoch}, step {progress.step}", file=sys.stderr)
-        self._part_generators()
+        self._seed_replica_generators()
         return progress
 
-    def _part_generators(self) -> None:
-        """Let each device draw dropout of its own: by its number, so that the first's state tells those of all."""
+    def _seed_replica_generators(self) -> None:
+        """Give each replica its own dropout stream: the generator's state plus the replica's number."""
         weights = {id(weight) for weight in self._model.weights}
         generators = [variable for variable in self._model.variables if id(variable) not in weights]
         for generator in generators:
@@ -277,7 +277,7 @@ class Trainer:
                 state.assign(seed + np.array([replica, 0], seed.dtype))
 
     def _restore_callbacks(self, progress: Progress) -> None:
-        # After on_train_begin, where callbacks start their counters.
+        # After on_train_begin, which resets the callbacks' counters.
         for callback, state in zip(self._callbacks.callbacks, progress.callbacks, strict=False):
             vars(callback).update(state)
         self._model.stop_training = self._model.stop_training or progress.stopped
@@ -289,7 +289,7 @@ class Trainer:
 
 
 def _scalars(callback: keras.callbacks.Callback) -> dict[str, Any]:
-    """A callback's counters and bests: what it keeps in plain numbers, words and truth values."""
+    """Return the attributes of a callback that are plain numbers, strings or booleans, such as counters."""
     return {
         name: value.item() if isinstance(value, np.generic) else value
         for name, value in vars(callback).items()

@@ -1,4 +1,4 @@
-"""The optimizer and its learning rate: the keys of `train` that say how weights follow gradients."""
+"""The optimizer and its learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import keras
 
 
-# The schedules that begin low, and the share of the run in which they rise.
+# The schedules that start low, and the fraction of the run in which they rise.
 UP_AND_DOWN = {"one_cycle": 0.3, "triangle": 0.2}
 
 
@@ -23,25 +23,25 @@ class OptimizationParams(Section):
     """The part of `train` in params.yaml that describes the optimizer."""
 
     optimizer: Literal["adam", "adamw", "sgd"]
-    learning_rate: float = Field(gt=0)  # the highest that the schedule reaches
+    learning_rate: float = Field(gt=0)  # the peak of the schedule
     schedule: Literal["constant", "cosine", "one_cycle", "step", "triangle"]
-    warmup_epochs: float = Field(ge=0)  # linear, from zero; not for those that begin low
+    warmup_epochs: float = Field(ge=0)  # linear, from zero; ignored by schedules that start low
     momentum: float = Field(ge=0, lt=1)  # Nesterov's; sgd only
     weight_decay: float = Field(ge=0)  # decoupled; adamw and sgd
     clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
-    lookahead: int = Field(ge=0, lt=2**31)  # steps from one meeting with the slow weights to the next; 0: off
-    offset_rate: float = Field(gt=0)  # of batch normalization's offsets, over learning_rate; sgd only
+    lookahead: int = Field(ge=0, lt=2**31)  # steps between two updates of the slow weights; 0: off
+    offset_rate: float = Field(gt=0)  # factor on the learning rate of batch-normalization offsets; sgd only
 
     @model_validator(mode="after")
     def _one_of_offset_rate_and_clip_norm(self) -> Self:
-        # The rate is a factor of the gradient, which would count in the norm.
+        # The factor scales the gradient, which would change its norm.
         if self.clip_norm and self.offset_rate != 1 and self.optimizer == "sgd":
             raise ValueError("clip_norm and offset_rate do not go together; set clip_norm: 0 or offset_rate: 1")
         return self
 
 
 def notes(params: OptimizationParams, epochs: int) -> list[str]:
-    """Return a sentence for each key whose value the other choices leave unread, or that cannot be reached."""
+    """Return a sentence for each key that has no effect with the other choices."""
     up_and_down = params.schedule in UP_AND_DOWN
     unread = {
         "momentum": params.momentum and params.optimizer != "sgd" and f"optimizer {params.optimizer}",
@@ -59,7 +59,7 @@ def notes(params: OptimizationParams, epochs: int) -> list[str]:
 
 
 def build_optimizer(params: OptimizationParams) -> keras.optimizers.Optimizer:
-    """Return the Keras optimizer; the learning rate is set anew by the engine in each step."""
+    """Return the Keras optimizer. The training loop sets its learning rate in each step."""
     # Here, because importing this module must not load TensorFlow before `runtime.start`.
     import keras
 
@@ -80,7 +80,7 @@ def build_optimizer(params: OptimizationParams) -> keras.optimizers.Optimizer:
                 global_clipnorm=clip,
             )
     if keras.config.dtype_policy().compute_dtype == "float16":
-        # Small gradients would be zero in float16: the loss is scaled up, and they are scaled down again.
+        # Small gradients underflow in float16: the loss is scaled up and the gradients are scaled back.
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     return optimizer
 
@@ -88,14 +88,14 @@ def build_optimizer(params: OptimizationParams) -> keras.optimizers.Optimizer:
 def learning_rates(params: OptimizationParams, steps_per_epoch: int, epochs: int) -> NDArray[np.float32]:
     """Return the learning rate of each step of the whole run, float32 (epochs * steps_per_epoch,).
 
-    constant: as it is. cosine: half a cosine down to zero (Loshchilov and Hutter 2017, without restarts).
+    constant: no change. cosine: half a cosine down to zero (Loshchilov and Hutter 2017, without restarts).
     one_cycle: linear up over the first 30 %, then a cosine down to zero (after Smith and Topin 2018). step:
     a tenth after half of the run, a hundredth after three quarters (as He et al. 2016 did on CIFAR-10). triangle:
     linear up over the first 20 %, linear down to zero (as D. Page did on CIFAR-10, 2018).
     """
     steps = steps_per_epoch * epochs
     if up := UP_AND_DOWN.get(params.schedule):
-        # The rate at the middle of each step: the first is not zero, and no step is for nothing.
+        # Taken at the middle of each step, so that no step has a rate of zero.
         progress = (np.arange(steps) + 0.5) / steps
         fall = (progress - up) / (1 - up)
         down = _cosine(fall) if params.schedule == "one_cycle" else 1 - fall

@@ -1,4 +1,4 @@
-"""`train` of params.yaml: the choices of the whole room."""
+"""The section `train` of params.yaml."""
 
 from pydantic import Field
 
@@ -14,5 +14,5 @@ class TrainParams(OptimizationParams, AugmentationParams):
     batch_size: int = Field(ge=1)
     label_smoothing: float = Field(ge=0, lt=1)
     early_stopping: int = Field(ge=0)  # epochs without a lower validation loss; 0: off
-    checkpoint_minutes: float = Field(gt=0)  # inside an epoch; there is one at its end in any case
-    callbacks: list[str]  # Keras callbacks of your own by dotted name, constructed without arguments
+    checkpoint_minutes: float = Field(gt=0)  # within an epoch; each epoch ends with a checkpoint anyway
+    callbacks: list[str]  # dotted names of your own Keras callbacks, created without arguments

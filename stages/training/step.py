@@ -1,7 +1,7 @@
-"""The compiled part of training: many steps of forward, backward and update in one call from Python.
+"""The compiled training loop: many steps of forward pass, backward pass and update in one call from Python.
 
-A batch is shared equally by the devices of TensorFlow's strategy. Loss and gradients are sums over all of them, so
-that a step means the same however many there are.
+The replicas of TensorFlow's distribution strategy divide each batch equally. Loss and gradients are summed over
+all replicas, so a step computes the same whatever their number (synchronous data parallelism).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from stages.training.augmentation import augment
 from stages.training.fused_batch_norm import fuse_batch_norm
 from stages.training.lookahead import Lookahead
-from stages.training.weight_gradient import quicken_weight_gradients
+from stages.training.weight_gradient import use_fast_weight_gradients
 
 if TYPE_CHECKING:
     from stages.training.cluster import Cluster
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class TrainingSteps:
-    """Training steps of `model` with `optimizer`, both changed in place."""
+    """Training steps of `model` with `optimizer`; both are updated in place."""
 
     def __init__(
         self,
@@ -35,27 +35,27 @@ class TrainingSteps:
         cluster: Cluster,
         steps: int,
     ) -> None:
-        """Prepare a run of so many `steps`; TensorFlow traces one when it is first called with a batch size."""
+        """Prepare a run of `steps` steps. TensorFlow traces the loop once for each batch size and image size."""
         self._model, self._optimizer, self._params, self._cluster = model, optimizer, params, cluster
         optimizer.build(model.trainable_variables)
         fuse_batch_norm(model)
-        quicken_weight_gradients(model)
-        # Of plain SGD a gradient twice as large is a learning rate twice as high.
+        use_fast_weight_gradients(model)
+        # With SGD, scaling a gradient is scaling its learning rate.
         offsets = {id(layer.beta) for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
         self._factors = [
             params.offset_rate if params.optimizer == "sgd" and id(variable) in offsets else 1.0
             for variable in model.trainable_variables
         ]
         if cluster.replicas > 1:
-            # The step sums the gradients itself, before they are clipped; Keras would again, after that.
+            # The step sums the gradients itself, before clipping; Keras would sum them a second time.
             inner = getattr(optimizer, "inner_optimizer", optimizer)
             inner._all_reduce_sum_gradients = lambda gradients_and_variables: gradients_and_variables
         self.lookahead = Lookahead(model, params.lookahead, steps)
-        # A constant rate is left alone, so that a callback may change it as under `fit`.
+        # A constant rate is not assigned, so that a callback may change it, as with `fit`.
         self._scheduled = params.schedule != "constant" or params.warmup_epochs > 0
-        # The same layers for each size of images: Keras fixes that of a network's input.
+        # The same layers behind an input of each image size, because a Keras model has one input size.
         self._networks: dict[tuple[int, int], keras.Model] = {model.input_shape[1:3]: model}
-        # One compiled loop for the full batches and one for the last, smaller batch of an epoch, of each size.
+        # For each image size, one compiled loop for full batches and one for the smaller last batch of an epoch.
         self._loops: dict[tuple[int, tuple[int, int]], Any] = {}
 
     def __call__(
@@ -67,12 +67,12 @@ class TrainingSteps:
         batch: int,
         size: tuple[int, int],
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        """Take K steps and return each one's mean loss, float32 (K,), and number of hits, int32 (K,).
+        """Take K steps. Return each step's mean loss, float32 (K,), and number of correct images, int32 (K,).
 
-        images: float32 (L, K, n, H, W, C), of each of this process's L devices its n images of each batch, as
-        `engine.shares` says which; labels: float32 one-hot (L, K, n, classes); learning_rates: float32 (K,);
-        first: the number, in the whole run, of the first of the steps; batch: images of each step on all devices
-        together; size: the height and width that the network is to see, in pixels.
+        images: float32 (L, K, n, H, W, C): for each of this worker's L replicas, its n images of each batch (see
+        `loop.replica_slices`); labels: float32 one-hot (L, K, n, classes); learning_rates: float32 (K,); first:
+        the number of the first step, counted over the whole run; batch: images in a step, over all replicas; size:
+        height and width of the images that the network gets, in pixels.
         """
         if (batch, size) not in self._loops:
             if size not in self._networks:
@@ -121,15 +121,15 @@ class TrainingSteps:
         batch: int,
         size: tuple[int, int],
     ) -> tuple[tf.Tensor, tf.Tensor]:
-        """One device's part of a step; loss and hits are those of all devices."""
+        """Run a step on one replica. Return the loss and the number of correct images of all replicas."""
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         local = replica - self._cluster.local_replicas[0]
         images, labels = images[local, index], labels[local, index]
-        share = images.shape[0]
-        places = tf.range(share) + replica * share
-        counts = tf.cast(places < batch, tf.float32)
-        places_in_batch = tf.minimum(places, batch - 1)
-        images = augment(self._params, images, self._params.seed, step, places_in_batch, batch, size)
+        per_replica = images.shape[0]
+        positions = tf.range(per_replica) + replica * per_replica
+        counts = tf.cast(positions < batch, tf.float32)
+        positions_in_batch = tf.minimum(positions, batch - 1)
+        images = augment(self._params, images, self._params.seed, step, positions_in_batch, batch, size)
         variables = self._model.trainable_variables
         with tf.GradientTape() as tape:
             probabilities = self._networks[size](images, training=True)
@@ -152,6 +152,6 @@ class TrainingSteps:
         return loss, tf.cast(hits, tf.int32)
 
     def _loss(self, labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
-        """Cross-entropy of each image in nats, float32 (n,)."""
+        """Return the cross-entropy of each image in nats, float32 (n,)."""
         smoothing = self._params.label_smoothing
         return keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=smoothing)

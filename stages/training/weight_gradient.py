@@ -1,10 +1,10 @@
-"""The gradient of a convolution's weights on few pixels, in bfloat16, as a convolution of another kind.
+"""A faster weight gradient for bfloat16 convolutions on small feature maps.
 
-On CPUs without AMX oneDNN's own kernel for it takes four times as long as the forward convolution where images
-have become 3 x 3. But this gradient is a forward convolution, too, in which the images of the batch play the part
-of the channels: the weight [i, j, c, f] gets the sum, over images n and places y, x, of
-images[n, y + i, x + j, c] * upstream[n, y, x, f]. Where the places are few that is quicker; the arithmetic is the
-same to rounding.
+On CPUs without AMX, oneDNN's kernel for the weight gradient takes four times as long as the forward convolution on
+3 x 3 feature maps. But this gradient is itself a convolution, with the batch as its channels: the gradient of
+weight [i, j, c, f] is the sum over images n and positions y, x of images[n, y + i, x + j, c] * upstream[n, y, x,
+f]. On small feature maps TensorFlow's forward convolution computes it faster. The result is the same up to
+rounding.
 """
 
 from functools import partial
@@ -13,11 +13,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-MOST_PLACES = 49  # up to 7 x 7 it was quicker; in a whole step, benchmarks/ingredients.py tells
+MOST_POSITIONS = 49  # faster up to 7 x 7; benchmarks/ingredients.py measures it in a whole step
 
 
-def quicken_weight_gradients(model: keras.Model) -> None:
-    """Let the convolutions of `model` find their gradient so; how they predict and are saved stays as it is."""
+def use_fast_weight_gradients(model: keras.Model) -> None:
+    """Make the convolutions of `model` use it. Prediction and saving do not change."""
     for layer in model.layers:
         if isinstance(layer, keras.layers.Conv2D) and layer.compute_dtype == "bfloat16" and _plain(layer):
             layer.convolution_op = partial(_convolve, layer.convolution_op)
@@ -25,12 +25,12 @@ def quicken_weight_gradients(model: keras.Model) -> None:
 
 def _plain(layer: keras.layers.Conv2D) -> bool:
     every_place = layer.strides == layer.dilation_rate == (1, 1) and layer.padding == "same"
-    # Beside this gradient TensorFlow would find that of a bias by adding up in bfloat16, where 256 + 1 is 256.
+    # TensorFlow would then sum the bias gradient in bfloat16, where 256 + 1 is 256.
     return every_place and layer.groups == 1 and not layer.use_bias and all(side % 2 for side in layer.kernel_size)
 
 
 def _convolve(plain: Any, images: Any, kernel: Any) -> Any:
-    if images.shape[1] * images.shape[2] > MOST_PLACES:
+    if images.shape[1] * images.shape[2] > MOST_POSITIONS:
         return plain(images, kernel)
     return _with_gradient(images, tf.convert_to_tensor(kernel))
 

@@ -115,9 +115,7 @@ numpy.save("found.npy", keras.saving.load_model("model.keras")(numpy.load("image
 
 
 def test_images_too_small_for_the_fast_network_are_refused_by_key() -> None:
-    with pytest.raises(
-        StageError, match=r"^model\.widths\[2\]: nothing is left of images of 8 x 8 pixels .*; use f"
-    ):
+    with pytest.raises(StageError, match=r"^model\.widths\[2\]: images of 8 x 8 pixels are too small .*; use f"):
         build_model(FAST, (8, 8, 1), 10)
 
 
@@ -133,7 +131,7 @@ def test_scaled_images_too_small_for_the_fast_network_are_refused_by_both_keys()
 def test_scaled_images_are_refused_for_the_tutorial_s_network() -> None:
     check_smaller(TUTORIAL, (32, 32, 3), (32, 32, 3))
     with pytest.raises(
-        StageError, match=r"^train\.scales: network tutorial has dense layers .*; use scales: \[1\]$"
+        StageError, match=r"^train\.scales: the network tutorial accepts only one .*; use scales: \[1\]$"
     ):
         check_smaller(TUTORIAL, (32, 32, 3), (16, 16, 3))
 
@@ -215,7 +213,7 @@ def test_the_same_seed_gives_the_same_weights() -> None:
 def test_a_block_that_leaves_nothing_of_the_image_is_named(
     changes: dict[str, Any], shape: tuple[int, int, int], block: int
 ) -> None:
-    message = rf"^model\.blocks\[{block}\]: nothing is left of images of {shape[0]} x {shape[1]} pixels .*; use"
+    message = rf"^model\.blocks\[{block}\]: images of {shape[0]} x {shape[1]} pixels are too small .*; use"
     with pytest.raises(StageError, match=message):
         build_model(TUTORIAL.model_copy(update=changes), shape, 10)
 

@@ -142,7 +142,7 @@ def test_a_failing_import_shows_what_was_held_back(tmp_path: Path) -> None:
 
 @pytest.mark.skipif({"amx_bf16", "avx512_bf16"} & {*CPU_FLAGS} != set(), reason="this CPU has bfloat16")
 def test_bfloat16_is_refused_by_key_on_a_cpu_without_it() -> None:
-    with pytest.raises(StageError, match=r"^runtime\.precision: bfloat16 needs a CPU with .*; use float32, or .*"):
+    with pytest.raises(StageError, match=r"^runtime\.precision: bfloat16 needs a CPU with .*: use float32, or .*"):
         runtime.start(PARAMS.model_copy(update={"precision": "bfloat16"}), seed=0)
 
 

@@ -118,7 +118,9 @@ def test_those_of_another_key_are_ignored_and_said_to_be(
 ) -> None:
     assert Checkpoints(folder, OTHER).latest() == b""
     shown = capsys.readouterr().err
-    assert shown.startswith(f"train: 2 checkpoints in {folder}/ are of other params, data or code and are ignored")
+    assert shown.startswith(
+        f"train: 2 checkpoints in {folder}/ belong to other params, data or code and are ignored"
+    )
     assert f"rm -r {folder}" in shown
 
 

@@ -18,7 +18,7 @@ import tensorflow as tf
 from stages.common.failure import StageError
 from stages.model.runtime import RuntimeParams
 from stages.training.cluster import WATCH, Cluster, Worker, alone, joined, read_cluster
-from stages.training.loop import shares
+from stages.training.loop import replica_slices
 from tools.launch import free_ports
 
 pytestmark = pytest.mark.usefixtures("started")
@@ -50,7 +50,7 @@ def test_the_chief_is_first_and_the_others_follow(cluster: object, job: str, ind
     ("environment", "problem"),
     [
         ({}, r"^runtime\.strategy: multi_worker needs TF_CONFIG, or to be run by SLURM's srun"),
-        ({"TF_CONFIG": "{"}, "^TF_CONFIG: JSONDecodeError: .* it has to be like "),
+        ({"TF_CONFIG": "{"}, "^TF_CONFIG: JSONDecodeError: .* write it like "),
         ({"TF_CONFIG": "[]"}, "^TF_CONFIG: TypeError"),
         (
             tf_config({"worker": ["a"]}, "worker", 0),
@@ -75,7 +75,7 @@ def test_the_chief_is_first_and_the_others_follow(cluster: object, job: str, ind
                 "SLURM_STEP_NODELIST": "n[1-2]",
                 "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
             },
-            "^SLURM's variables do not tell the cluster .*rank 2 of 2",
+            "^SLURM's variables do not describe a cluster .*rank 2 of 2",
         ),
     ],
 )
@@ -96,7 +96,7 @@ def test_a_patience_that_is_no_time_is_refused(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("TF_CONFIG", tf_config({"worker": HOSTS}, "worker", 0)["TF_CONFIG"])
     params = runtime("multi_worker", devices=1)
     with (
-        pytest.raises(StageError, match=r"^CLUSTER_SECONDS: a number of seconds above 0 "),
+        pytest.raises(StageError, match=r"^CLUSTER_SECONDS: expected a number of seconds above 0"),
         joined(params),
     ):
         pass
@@ -159,11 +159,11 @@ def test_slurm_s_variables_name_the_cluster_in_the_order_of_its_ranks() -> None:
 @pytest.mark.parametrize("replicas", [1, 2, 3, 5, 8])
 @pytest.mark.parametrize("batch", [1, 2, 7, 32])
 def test_each_image_of_a_batch_is_one_device_s(replicas: int, batch: int) -> None:
-    places = np.concatenate([shares(batch, range(one, one + 1), replicas)[0] for one in range(replicas)])
+    places = np.concatenate([replica_slices(batch, range(one, one + 1), replicas)[0] for one in range(replicas)])
     counted = np.arange(len(places)) < batch  # as in the step
     assert places[counted].tolist() == list(range(batch))
     assert (places[~counted] == batch - 1).all()
-    assert shares(batch, range(replicas), replicas).ravel().tolist() == places.tolist()
+    assert replica_slices(batch, range(replicas), replicas).ravel().tolist() == places.tolist()
 
 
 def cluster(size: int, rank: int) -> Cluster:
@@ -174,7 +174,7 @@ def cluster(size: int, rank: int) -> Cluster:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("count", [1, 500, 501, 10_000])
 def test_each_item_is_one_process_s_and_units_stay_whole(size: int, count: int) -> None:
-    parts = [cluster(size, rank).part(count, 500) for rank in range(size)]
+    parts = [cluster(size, rank).worker_slice(count, 500) for rank in range(size)]
     assert [index for part in parts for index in range(count)[part]] == list(range(count))
     assert all(part.start % 500 == 0 for part in parts)
 
@@ -183,7 +183,7 @@ def test_a_process_alone_is_the_chief_and_agrees_with_itself() -> None:
     one = alone()
     assert (one.chief, one.size, one.replicas) == (True, 1, 1)
     one.agree({"code": "ab" * 32})
-    assert one.share(b"content") == b"content"
+    assert one.broadcast(b"content") == b"content"
 
 
 def test_another_error_of_tensorflow_is_not_taken_for_a_lost_process() -> None:
@@ -202,7 +202,7 @@ def test_more_gpus_than_there_are_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["one"])
     params = runtime("mirrored", devices=2)
     with (
-        pytest.raises(StageError, match=r"^runtime\.devices: 2 asked for, and TensorFlow finds 1 GPUs"),
+        pytest.raises(StageError, match=r"^runtime\.devices: 2 requested, but TensorFlow finds only 1 GPUs"),
         joined(params),
     ):
         pass

@@ -258,8 +258,8 @@ def test_a_killed_process_is_named_and_the_next_run_ends_as_one_that_was_not_kil
     assert trainers.codes[other] == 1
     last = trainers.errors[other].splitlines()[-1]
     assert re.fullmatch(
-        rf"train: worker {victim} at \S+ is gone or cannot be reached: see its own last line, then start all "
-        "again; the chief resumes from its last checkpoint",
+        rf"train: worker {victim} at \S+ died or cannot be reached\. See its own last line, then restart all "
+        "workers; training resumes from the chief's last checkpoint",
         last,
     )
     assert "Traceback" not in trainers.errors[other]
@@ -297,8 +297,8 @@ def test_a_worker_that_never_comes_is_named(project: Project, tmp_path: Path) ->
     assert trainers.codes == [1, 1]
     for error in trainers.errors:
         assert re.fullmatch(
-            r"train: no answer from worker 2 at \S+ within 8 seconds \(CLUSTER_SECONDS\): start each worker once, "
-            r"told of the same cluster, then start all again\n",
+            r"train: no answer from worker 2 at \S+ within 8 seconds \(CLUSTER_SECONDS\)\. Start each worker "
+            r"once, with the same cluster configuration\n",
             error,
         )
 
@@ -343,7 +343,7 @@ def test_a_worker_with_another_training_is_refused_by_all(project: Project, tmp_
     assert trainers.codes == [1, 1]
     for error in trainers.errors:
         assert re.fullmatch(
-            rf"train: worker 1 at \S+ has not the {other} of worker 0 at \S+: bring both to .*\n", error
+            rf"train: worker 1 at \S+: {other} differ from those of worker 0 at \S+\. Check out .*\n", error
         )
     assert not (trainers.outs[0] / "models" / "model.keras").exists()
 
@@ -359,8 +359,8 @@ def test_another_program_at_an_address_ends_the_wait_with_one_line(project: Proj
             trainers.finish()
     assert trainers.codes == [-signal.SIGKILL]
     assert re.fullmatch(
-        rf"train: worker 1 at {addresses[1]}: not all take part within 5 seconds \(CLUSTER_SECONDS\), though all "
-        r"answer: is .*\n",
+        rf"train: worker 1 at {addresses[1]}: all answer, but not all joined within 5 seconds "
+        r"\(CLUSTER_SECONDS\)\. Check that .*\n",
         trainers.errors[0],
     )
 
@@ -380,7 +380,7 @@ def test_ctrl_c_ends_a_process_that_joins_others_who_do_not_take_part(
             os.killpg(process.pid, signal.SIGINT)
             trainers.finish()
     assert trainers.codes == [-signal.SIGINT]
-    assert trainers.errors == ["train: ended while it joined the others\n"]
+    assert trainers.errors == ["train: stopped while joining the other workers\n"]
 
 
 def watches(process: psutil.Process) -> bool:
@@ -406,8 +406,8 @@ def test_a_port_in_use_is_named(project: Project, tmp_path: Path) -> None:
     assert trainers.codes == [1]
     port = addresses[0].rpartition(":")[2]
     assert trainers.errors[0] == (
-        f"train: worker 0 at {addresses[0]}: Address already in use: stop what listens at port {port}, or name "
-        "another in TF_CONFIG; another job of SLURM has another\n"
+        f"train: worker 0 at {addresses[0]}: Address already in use: stop the program that listens on port "
+        f"{port}, or choose another port in TF_CONFIG (with SLURM: submit the job again)\n"
     )
 
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from stages.training import weight_gradient
-from stages.training.weight_gradient import MOST_PLACES, quicken_weight_gradients
+from stages.training.weight_gradient import MOST_POSITIONS, use_fast_weight_gradients
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -50,7 +50,7 @@ def test_outputs_and_gradients_are_keras_s_to_rounding(
     quick = Mock(wraps=weight_gradient._with_gradient)
     monkeypatch.setattr(weight_gradient, "_with_gradient", quick)
     ours, theirs = convolution(shape, side), convolution(shape, side)
-    quicken_weight_gradients(ours)
+    use_fast_weight_gradients(ours)
     for found, wanted in zip(trained(ours), trained(theirs), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=0.01, atol=0.01 * np.abs(wanted).max())
     assert quick.called
@@ -59,15 +59,15 @@ def test_outputs_and_gradients_are_keras_s_to_rounding(
 def test_where_pixels_are_many_the_gradient_is_keras_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_gradient, "_with_gradient", None)
     ours, theirs = convolution((5, 10, 4)), convolution((5, 10, 4))
-    assert MOST_PLACES < 5 * 10
-    quicken_weight_gradients(ours)
+    assert MOST_POSITIONS < 5 * 10
+    use_fast_weight_gradients(ours)
     for found, wanted in zip(trained(ours), trained(theirs), strict=True):
         np.testing.assert_array_equal(found, wanted)
 
 
 def test_predictions_and_the_saved_layer_are_keras_s_own() -> None:
     ours, theirs = convolution((4, 4, 3)), convolution((4, 4, 3))
-    quicken_weight_gradients(ours)
+    use_fast_weight_gradients(ours)
     images = np.random.default_rng(1).random((30, 4, 4, 3), np.float32)
     np.testing.assert_array_equal(ours(images, training=False).numpy(), theirs(images, training=False).numpy())
     assert ours.get_config()["layers"][1]["module"] == "keras.layers"
@@ -86,5 +86,5 @@ def test_predictions_and_the_saved_layer_are_keras_s_own() -> None:
 )
 def test_another_kind_of_convolution_is_left_alone(options: dict[str, object]) -> None:
     model = convolution((6, 6, 4), **options)  # type: ignore[arg-type]
-    quicken_weight_gradients(model)
+    use_fast_weight_gradients(model)
     assert "convolution_op" not in vars(model.layers[0])
