@@ -72,10 +72,10 @@ def test_the_header_has_the_figures_as_hubs_read_them(evaluation: dict[str, Any]
 def test_the_text_names_classes_figures_shapes_and_hashes(evaluation: dict[str, Any]) -> None:
     _, text = parts(model_card(evaluation, PER_CLASS, statistics()))
     for words in (
-        "tells 2 classes of 8 x 6 pictures apart: cat, dog: a good one.",
+        "classifies 8 x 6 pictures into 2 classes: cat, dog: a good one.",
         "| accuracy | 0.7500 |",
         "| cat | 0.5000 | 1.0000 | 0.6000 | 1,200 |",
-        "0.7600 to 0.7700 is the 95 % interval",
+        "The 95 % confidence interval of the accuracy (Wilson) is 0.7600 to 0.7700.",
         "float32 (N, 8, 6, 3), pixels divided by 255.",
         "b" * 64,
         "c" * 64,

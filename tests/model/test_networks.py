@@ -123,7 +123,7 @@ def test_scaled_images_too_small_for_the_fast_network_are_refused_by_both_keys()
     check_smaller(FAST, (32, 32, 3), (9, 12, 3))
     with pytest.raises(
         StageError,
-        match=r"^model\.widths\[2\]: nothing .* images of 8 x 12 pixels .*fewer widths, or larger train\.s",
+        match=r"^model\.widths\[2\]: images of 8 x 12 pixels are too small .*fewer widths, or larger train\.s",
     ):
         check_smaller(FAST, (32, 32, 3), (8, 12, 3))
 

@@ -154,7 +154,7 @@ def test_float16_is_refused_by_key_without_a_gpu() -> None:
     if tf.config.list_logical_devices("GPU"):
         pytest.skip("this machine has a GPU")
     try:
-        with pytest.raises(StageError, match=r"^runtime\.precision: float16 needs a GPU, .*; use float32, or .*"):
+        with pytest.raises(StageError, match=r"^runtime\.precision: float16 needs a GPU, .*: use float32, or .*"):
             runtime.start(PARAMS.model_copy(update={"precision": "float16"}), seed=0)
     finally:
         keras.config.set_dtype_policy("float32")

@@ -49,7 +49,7 @@ def test_the_chief_is_first_and_the_others_follow(cluster: object, job: str, ind
 @pytest.mark.parametrize(
     ("environment", "problem"),
     [
-        ({}, r"^runtime\.strategy: multi_worker needs TF_CONFIG, or to be run by SLURM's srun"),
+        ({}, r"^runtime\.strategy: multi_worker needs TF_CONFIG, or SLURM's srun"),
         ({"TF_CONFIG": "{"}, "^TF_CONFIG: JSONDecodeError: .* write it like "),
         ({"TF_CONFIG": "[]"}, "^TF_CONFIG: TypeError"),
         (
@@ -59,14 +59,14 @@ def test_the_chief_is_first_and_the_others_follow(cluster: object, job: str, ind
         (tf_config({"worker": ["a:99999"]}, "worker", 0), "^TF_CONFIG: ValueError: host:port expected, found"),
         (
             tf_config({"worker": ["a:1", "a:1"]}, "worker", 0),
-            "^TF_CONFIG: ValueError: a:1 is there more",
+            "^TF_CONFIG: ValueError: a:1 is listed more",
         ),
         (tf_config({"worker": HOSTS}, "worker", 3), "^TF_CONFIG: ValueError"),
         (tf_config({"worker": HOSTS}, "ps", 0), "^TF_CONFIG: ValueError"),
         (tf_config({"worker": 5}, "worker", 0), "^TF_CONFIG: TypeError"),
         (
             {"SLURM_PROCID": "0", "SLURM_JOB_ID": "7"},
-            "^SLURM's variables do not tell .* start the training b",
+            "^SLURM's variables do not describe .* start the training with",
         ),
         (
             {
