@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro repro-fast train-distributed verify doctor report export plots figures test faults bench lint lock clean
+.PHONY: help setup demo repro repro-fast train-distributed verify doctor report export plots figures test quick faults bench lint format hooks lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -21,7 +21,7 @@ setup: .venv/ready ## make the environment in .venv, from the lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
 	@touch $@
 
-demo: setup ## all four stages on the embedded digits, offline, in a folder of its own
+demo: setup ## all four stages on the embedded digits, offline, in demo/
 	$(BIN)/python -m tools.demo
 
 repro: setup ## the pipeline on CIFAR-10; reruns what changed
@@ -29,20 +29,20 @@ repro: setup ## the pipeline on CIFAR-10; reruns what changed
 	$(BIN)/dvc repro
 	$(BIN)/dvc metrics show
 
-repro-fast: setup ## the same with another network and training: recipes/fast.yaml, written into params.yaml
+repro-fast: setup ## the same with the fast recipe: recipes/fast.yaml, written into params.yaml
 	$(BIN)/python -m tools.recipe fast
 	@$(MAKE) --no-print-directory repro
 
-verify: setup ## rebuild the last commit's demo from nothing and hold it to its committed hashes
+verify: setup ## rebuild the demo of the last commit from scratch, and compare it with the committed hashes
 	$(BIN)/python -m tools.verify --dataset digits
 
-doctor: setup ## what is wrong with this checkout, and the command that mends it
+doctor: setup ## check this checkout; each problem comes with the command that fixes it
 	$(BIN)/python -m tools.doctor
 
-train-distributed: setup ## the pipeline with WORKERS=2 processes on this machine that train together
+train-distributed: setup ## the pipeline with WORKERS=2 processes on this machine that train one model
 	$(BIN)/python -m tools.launch --workers $(or $(WORKERS),2)
 
-report: setup ## one page of the last run, to open from a file: report/index.html
+report: setup ## the last run on one page that opens offline: report/index.html
 	$(BIN)/python -m tools.report
 
 export: setup ## the trained model for LiteRT and ONNX Runtime, checked on the test split: exports/NAME
@@ -54,13 +54,16 @@ plots: setup ## DVC's own page of charts, which opens offline: dvc_plots/index.h
 figures: setup ## draw the README's pictures from the last run
 	$(BIN)/python -m tools.figures
 
-test: setup ## the tests
+test: setup ## the tests, on two cores
 	$(BIN)/python -m pytest
 
-faults: setup ## the slow tests: whole runs killed, tampered with, short of disk, shared; KILLS=60 for sixty kills
+quick: setup ## the unit tests: no DVC, no other processes, no training; under a minute
+	$(BIN)/python -m pytest -m "not slow" --quick
+
+faults: setup ## the slow tests: runs that are killed, tampered with, short of disk, shared; KILLS=60 for sixty kills
 	$(BIN)/python -m pytest -m "$(or $(FAULTS),slow)"
 
-bench: setup ## our engine beside the tutorial's fit: images a second in training
+bench: setup ## training speed of this project and of the tutorial's fit, in turns
 	$(BIN)/python -m benchmarks.training
 
 lint: setup ## lint, format and types
@@ -68,7 +71,14 @@ lint: setup ## lint, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-lock: setup ## resolve the dependencies of pyproject.toml anew, for every platform and Python
+format: setup ## format the code, and fix what ruff can fix
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+hooks: setup ## run lint before each commit: git's own hook, in .githooks/
+	git config core.hooksPath .githooks
+
+lock: setup ## resolve the dependencies again, for every platform and Python version
 	$(BIN)/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --extra test \
 	    --generate-hashes --no-emit-index-url --no-header --output-file requirements.txt pyproject.toml
 

@@ -7,6 +7,8 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -14,6 +16,10 @@ from playwright.sync_api import Browser, sync_playwright
 
 from stages.model import runtime
 from tests.project import Project, environment_at, make_project
+
+# What tests use to start other processes, and the fixtures that load TensorFlow, open a browser or mount a disk.
+PROCESSES = {"subprocess", "Popen", "make_project", "sync_playwright", "fork"}
+SLOW_FIXTURES = {"started", "browser", "small_disk"}
 
 # Few tests that take long: begun first, so that at the end neither worker waits for the other.
 LONG = (
@@ -34,8 +40,44 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("KILLS_SEED", str(random.randrange(1_000_000)))
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the long files to the front, in the order of `LONG`; the others stay as they are."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add --quick, for `make quick`."""
+    parser.addoption(
+        "--quick", action="store_true", help="only unit tests: no DVC, processes, browser or training"
+    )
+
+
+def _is_unit_test(item: pytest.Item) -> bool:
+    """Return whether neither the test nor its fixtures start a process, open a browser or load TensorFlow."""
+    fixtures = item._fixtureinfo.name2fixturedefs if isinstance(item, pytest.Function) else {}
+    functions = [getattr(item, "function", None), *(each.func for found in fixtures.values() for each in found)]
+    return fixtures.keys().isdisjoint(SLOW_FIXTURES) and not any(
+        _starts_process(each, set()) for each in functions
+    )
+
+
+def _starts_process(function: Any, seen: set[Any]) -> bool:
+    """Return whether a function, or one of the tests' functions that it calls, uses one of `PROCESSES`."""
+    if not isinstance(function, FunctionType) or function in seen or not function.__module__.startswith("tests"):
+        return False
+    seen.add(function)
+    names = set(_names(function.__code__))
+    return bool(names & PROCESSES) or any(_starts_process(function.__globals__.get(name), seen) for name in names)
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):  # a nested function, a comprehension
+            yield from _names(constant)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --quick, deselect all but unit tests. Bring the long files to the front, in the order of `LONG`."""
+    if config.getoption("quick"):
+        others = [item for item in items if not _is_unit_test(item)]
+        config.hook.pytest_deselected(items=others)
+        items[:] = [item for item in items if item not in others]
     places = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 

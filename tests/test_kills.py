@@ -17,7 +17,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from stages.common.failure import StageError
 from tests.project import ROOT, Project, make_project
+from tools.check import remove_unreadable_rwlock
 
 KILLS = int(os.environ.get("KILLS", "2"))
 SEED = int(os.environ["KILLS_SEED"])
@@ -137,8 +139,13 @@ def _repro_until_done(project: Project) -> str:
         if "'./dvc.lock'" in done.stderr:  # DVC was killed while it wrote that file, in place
             with_tools = Project(project.folder, {**project.environment, "PYTHONPATH": str(ROOT)})
             checked = with_tools.run(sys.executable, "-m", "tools.check", check=False).stderr
-            assert "dvc.lock: cut short" in checked, checked
+            assert "dvc.lock: incomplete" in checked, checked
             (project.folder / "dvc.lock").unlink()  # what it says to do where no commit has the file
+            continue
+        if "Unable to read RWLock-file" in done.stderr:  # DVC was killed while it wrote that file, in place
+            with_tools = Project(project.folder, {**project.environment, "PYTHONPATH": str(ROOT)})
+            checked = with_tools.run(sys.executable, "-m", "tools.check", check=False).stderr
+            assert "rwlock: unreadable, as after a kill of dvc; removed" in checked, checked
             continue
         assert "is locked by process" in done.stderr, errors
         assert time.monotonic() < deadline, errors
@@ -178,3 +185,26 @@ def test_a_lock_that_dvc_left_half_written_is_mended_as_the_check_says(
     lock.write_bytes(lock.read_bytes()[:9])
     assert "'./dvc.lock' is invalid" in _repro_until_done(project)
     assert _outputs(project) == undisturbed[0]
+
+
+@pytest.mark.parametrize("content", ["", '{"write": {'])
+def test_an_rwlock_that_dvc_left_unreadable_is_removed_by_the_check(
+    start: Project, undisturbed: tuple[dict[str, bytes], dict[str, float]], tmp_path: Path, content: str
+) -> None:
+    project = start.copy(tmp_path / "project")
+    project.repro("download")
+    (project.folder / ".dvc/tmp/rwlock").write_text(content, encoding="utf-8")
+    assert "Unable to read RWLock-file" in _repro_until_done(project)
+    assert _outputs(project) == undisturbed[0]
+
+
+def test_an_unreadable_rwlock_stays_while_dvc_runs(start: Project, tmp_path: Path) -> None:
+    project = start.copy(tmp_path / "project")
+    rwlock = project.folder / ".dvc/tmp/rwlock"
+    with _repro(project) as process:
+        next(_stages_begun(process))
+        rwlock.write_text("", encoding="utf-8")
+        with pytest.raises(StageError, match=rf"unreadable, but dvc is running \(process {process.pid}\)"):
+            remove_unreadable_rwlock(project.folder)
+        assert rwlock.exists()
+        _kill(process, "both")

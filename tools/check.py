@@ -1,14 +1,17 @@
-"""Check the whole params.yaml at once, before any stage runs: `python -m tools.check [params.yaml]`.
+"""Check params.yaml and DVC's files before any stage runs: `python -m tools.check [params.yaml]`.
 
-Each stage checks the sections that it reads when it starts. A slip in the last section would then show up
-after hours of download and training; `make repro` calls this first.
+Each stage checks the sections that it reads when it starts, so a mistake in the last section would show up only
+after hours of download and training. `make repro` calls this first. It also removes an rwlock that a killed `dvc`
+left unreadable, because every later `dvc repro` would fail on it.
 """
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from stages.common import failure
@@ -31,7 +34,8 @@ CLASSES: dict[str, type[Section]] = {
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Check both files; the first mistake is the error."""
+    """Check all files; the first mistake is the error."""
+    remove_unreadable_rwlock(Path())
     refuse_a_broken_lock(Path("dvc.lock"))
     check_params(Path(arguments[0]) if arguments else Path("params.yaml"))
 
@@ -43,8 +47,45 @@ def check_params(path: Path) -> None:
     _refuse_what_dvc_cannot_watch(path, Path(sections["dataset"].folder.path))
 
 
+def remove_unreadable_rwlock(checkout: Path) -> None:
+    """Remove DVC's rwlock from `checkout` if it is not JSON, and say so.
+
+    DVC writes it in place, so a kill can leave it empty or cut short. Raises `StageError` while a dvc command runs
+    in the checkout, because the file may be its own.
+    """
+    path = checkout / ".dvc" / "tmp" / "rwlock"
+    try:
+        json.loads(path.read_bytes())
+        return
+    except FileNotFoundError:
+        return
+    except ValueError:
+        running = _running_dvc(checkout)
+    if running:
+        raise StageError(
+            f"{path}: unreadable, but dvc is running (process {running[0]}); wait for it, then run again"
+        )
+    path.unlink()
+    print(f"{path}: unreadable, as after a kill of dvc; removed", file=sys.stderr)
+
+
+def _running_dvc(checkout: Path) -> list[int]:
+    """Return the processes of dvc commands in `checkout`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if (
+                any(Path(word).name == "dvc" for word in process.cmdline())
+                and Path(process.cwd()) == checkout.resolve()
+            ):
+                found.append(process.pid)
+        except psutil.Error:  # it has just ended, or belongs to another user
+            continue
+    return found
+
+
 def _refuse_what_dvc_cannot_watch(params: Path, pictures: Path) -> None:
-    """DVC reads the folder whatever the dataset, and its own message names neither the key nor a remedy."""
+    """DVC reads the folder whatever the dataset is, and its own message names neither the key nor a remedy."""
     if pictures.is_file():  # an archive
         return
     if not pictures.is_dir():
@@ -61,9 +102,9 @@ def _refuse_what_dvc_cannot_watch(params: Path, pictures: Path) -> None:
 
 
 def refuse_a_broken_lock(path: Path) -> None:
-    """Raise `StageError` when dvc.lock is there and cut short.
+    """Raise `StageError` when dvc.lock exists and is incomplete.
 
-    DVC writes it in place, and its own message does not say what to do when it was killed meanwhile.
+    DVC writes it in place, and its own message does not say what to do after a kill.
     """
     if not path.exists():
         return
@@ -73,13 +114,13 @@ def refuse_a_broken_lock(path: Path) -> None:
         content = None
     if not _is_whole(content):
         raise StageError(
-            f"{path}: cut short, as when dvc is killed while it writes it; run: git checkout {path}, or rm {path} "
-            "where no commit has it: what was made before is found in the cache"
+            f"{path}: incomplete, as after a kill of dvc; run: git checkout {path}, or rm {path} if no commit "
+            "has it (earlier outputs are found in the cache)"
         )
 
 
 def _is_whole(content: Any) -> bool:
-    """Whether the YAML of a dvc.lock is one that DVC takes: a file can be cut short where it still is YAML."""
+    """Return whether DVC accepts the content of a dvc.lock; an incomplete file can still be valid YAML."""
     from dvc.schema import COMPILED_LOCKFILE_SCHEMA
     from voluptuous import Invalid
 
@@ -87,7 +128,7 @@ def _is_whole(content: Any) -> bool:
         COMPILED_LOCKFILE_SCHEMA(content)
     except Invalid:
         return False
-    return "stages" in content  # which DVC does not insist on, but never leaves out
+    return "stages" in content  # optional in DVC's schema, but always written
 
 
 if __name__ == "__main__":

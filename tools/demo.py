@@ -1,12 +1,11 @@
 """Run the pipeline on the embedded digits, offline, in the folder demo/: `make demo`.
 
-The folder is a copy of the files that git does not ignore, as they are now, with `dataset.name: digits` and the
-portable instruction set; so no tracked file is touched, and what you are trying out is what runs. It keeps
+The folder is a copy of the files that git does not ignore, in their current state, with `dataset.name: digits` and
+the portable instruction set. So no tracked file changes, and your uncommitted changes take part. The folder keeps
 its own DVC cache: a second demo runs only what changed.
 
-At the end it tells whether the outputs have the hashes in tools/demo.json, as they have on x86-64 machines with
-the params in that file. `--exact` makes it a failure when they have not; `--record` writes the file, after a
-change that is meant to change them.
+At the end it compares the outputs with the hashes in tools/demo.json, which they match on x86-64 machines with the
+params in that file. `--exact` fails if they do not match. `--record` updates the file after an intended change.
 """
 
 import argparse
@@ -26,10 +25,11 @@ from stages.common.failure import StageError
 from stages.common.figures import flat
 from stages.common.outputs import write_json
 from stages.common.params import read
+from tools.check import remove_unreadable_rwlock
 
 COPIED = ("stages", "pictures", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore")
 CHOICES = {"dataset.name": "digits", "runtime.cpu_isa": "avx2"}
-FAST = {"model.widths": [32, 64]}  # as much as the digits have room for
+FAST = {"model.widths": [32, 64]}  # the digits are too small for more
 HASHES = Path(__file__).with_name("demo.json")
 
 
@@ -39,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = options.folder
     prepare(Path.cwd(), folder)
     choose(folder / "params.yaml", choices(folder / "params.yaml"))
+    remove_unreadable_rwlock(folder)
     run(["dvc", "repro"], folder)
     print(flush=True)
     run(["dvc", "metrics", "show"], folder)
@@ -48,31 +49,33 @@ def main(arguments: Sequence[str]) -> None:
     expected = json.loads(HASHES.read_bytes())["outputs"]
     differing = sorted(path for path in found.keys() | expected.keys() if found.get(path) != expected.get(path))
     if differing and options.exact:
-        raise StageError(f"{', '.join(differing)}: not the bytes of {HASHES.name}; --record takes them, if meant")
+        raise StageError(
+            f"{', '.join(differing)}: not the hashes in {HASHES.name}; if this is intended, run with --record"
+        )
     print(f"\n{_verdict(differing, len(expected))}")
-    print(f"All of it is in {folder}/. The real thing, on CIFAR-10: make repro")
+    print(f"The results are in {folder}/. For CIFAR-10, run: make repro")
 
 
 def output_hashes(folder: Path) -> dict[str, str]:
-    """Return the MD5 that dvc.lock has of each output, by path."""
+    """Return the MD5 of each output in dvc.lock, by path."""
     stages = yaml.safe_load((folder / "dvc.lock").read_bytes())["stages"].values()
     return {out["path"]: out["md5"] for stage in stages for out in stage["outs"]}
 
 
 def _verdict(differing: Sequence[str], outputs: int) -> str:
     if not differing:
-        return f"All {outputs} outputs have the committed hashes: the same bytes as on other machines."
+        return f"All {outputs} outputs match the committed hashes."
     return (
-        f"{len(differing)} of {outputs} outputs have not the committed hashes, the first is {differing[0]}: "
-        "expected where code or params were changed, or on a processor that is not x86-64 with AVX2."
+        f"{len(differing)} of {outputs} outputs do not match the committed hashes (first: {differing[0]}). "
+        "This is expected after a change of code or params, and on processors other than x86-64 with AVX2."
     )
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.demo", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"))
-    parser.add_argument("--exact", action="store_true", help="fail when an output has not the committed hash")
-    parser.add_argument("--record", action="store_true", help="commit to the hashes of this run")
+    parser.add_argument("--exact", action="store_true", help="fail if an output does not match its committed hash")
+    parser.add_argument("--record", action="store_true", help="update tools/demo.json with the hashes of this run")
     return parser.parse_args(arguments)
 
 

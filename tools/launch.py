@@ -22,6 +22,7 @@ from stages.common import failure
 from stages.common.failure import StageError
 from stages.common.params import load
 from stages.model.runtime import RuntimeParams
+from tools.check import remove_unreadable_rwlock
 
 TRAIN = (sys.executable, "-m", "stages.train")
 REPRO = (sys.executable, "-m", "dvc", "repro")
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str]) -> None:
     if threads > cores:
         fewer = max(1, cores // options.workers)
         print(f"launch: {threads} threads on {cores} cores; runtime.threads: {fewer} is faster", file=sys.stderr)
-    # The others read what preprocess makes, and start at once.
+    remove_unreadable_rwlock(Path())
+    # The other workers need the outputs of preprocess as soon as they start.
     if subprocess.run([*REPRO, "preprocess"], check=False).returncode:
         raise StageError("dvc repro preprocess failed: its own last line says why; nothing was started")
     code = run(options.workers)

@@ -229,7 +229,7 @@ def test_a_slip_in_the_params_is_wrong_once(project: Project) -> None:
 def test_a_truncated_lock_is_wrong_once_and_git_mends_it(project: Project) -> None:
     lock = project.folder / "dvc.lock"
     lock.write_bytes(lock.read_bytes()[:200])
-    assert "dvc.lock: cut short" in wrong(repository.lock).found
+    assert "dvc.lock: incomplete" in wrong(repository.lock).found
     assert states(repository.git) == ["ok"]  # and does not say to commit it
     assert states(storage.cache) == states(storage.disk) == states(lambda: remote.remote(False)) == ["note"]
     command = "git checkout dvc.lock"
@@ -254,7 +254,7 @@ def test_a_lock_that_was_cut_where_dvc_still_takes_it_is_a_note(project: Project
 def test_a_lock_that_was_cut_where_it_still_is_yaml_is_wrong(project: Project, end: str) -> None:
     (project.folder / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{end}", encoding="utf-8")
     assert "failed" in project.run("dvc", "status", check=False).stderr
-    assert "dvc.lock: cut short" in wrong(repository.lock).found
+    assert "dvc.lock: incomplete" in wrong(repository.lock).found
 
 
 def test_what_a_run_has_removed_is_not_to_be_committed(project: Project) -> None:

@@ -53,7 +53,7 @@ def test_a_lock_that_was_cut_short_is_named_with_the_remedy(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "dvc.lock").write_text(content, encoding="utf-8")
     with pytest.raises(
-        StageError, match=r"^dvc\.lock: cut short, .*; run: git checkout dvc\.lock, or rm dvc\.lock"
+        StageError, match=r"^dvc\.lock: incomplete, .*; run: git checkout dvc\.lock, or rm dvc\.lock"
     ):
         check.main([str(ROOT / "params.yaml")])
 
@@ -117,12 +117,12 @@ def test_a_demo_with_other_bytes_says_so_and_fails_when_it_must_be_exact(
     lock = {"stages": {"train": {"outs": [{"path": "model", "md5": "1"}, {"path": "figures", "md5": "2"}]}}}
     (folder / "dvc.lock").write_text(yaml.safe_dump(lock), encoding="utf-8")
     demo.main([str(folder), "--record"])
-    assert "All 2 outputs have the committed hashes" in capsys.readouterr().out
+    assert "All 2 outputs match the committed hashes." in capsys.readouterr().out
     demo.main([str(folder), "--exact"])
     (folder / "dvc.lock").write_text(yaml.safe_dump(lock).replace("'1'", "'3'"), encoding="utf-8")
     demo.main([str(folder)])
-    assert "1 of 2 outputs have not the committed hashes, the first is model" in capsys.readouterr().out
-    with pytest.raises(StageError, match=r"^model: not the bytes of demo\.json"):
+    assert "1 of 2 outputs do not match the committed hashes (first: model)." in capsys.readouterr().out
+    with pytest.raises(StageError, match=r"^model: not the hashes in demo\.json"):
         demo.main([str(folder), "--exact"])
 
 

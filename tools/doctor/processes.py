@@ -51,7 +51,7 @@ def _rwlock() -> Iterator[Finding]:
     except FileNotFoundError:
         return
     except (ValueError, KeyError, TypeError, AttributeError):
-        found = f"{RWLOCK}: cut short, as when dvc is killed while it writes it; dvc repro refuses to run"
+        found = f"{RWLOCK}: unreadable, as after a kill of dvc; dvc repro refuses to run"
         yield Finding("wrong", found, f"rm {RWLOCK}")
         return
     for pid, command in holders.items():

@@ -42,8 +42,13 @@ def config() -> Iterator[Finding]:
         Config(".dvc")
     except ConfigError as error:
         yield Finding("wrong", f"{' '.join(str(error).split())}; dvc refuses to run", _restore(CONFIG))
-    else:
-        yield Finding("ok", "DVC's configuration: whole, and DVC knows every key")
+        return
+    cache = recorded.cache_folder(recorded.dvc_config()).absolute()
+    if not str(cache).isascii():
+        # The queue writes this path with configobj, which encodes it as ASCII whatever the locale is.
+        found = f"{cache}: DVC's cache has non-ASCII letters in its path: dvc repro works, dvc queue start fails"
+        yield Finding("note", f"{found}; for a queue: dvc config --local cache.dir FOLDER")
+    yield Finding("ok", "DVC's configuration is valid")
 
 
 def params() -> Iterator[Finding]:
