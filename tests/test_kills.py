@@ -19,7 +19,7 @@ import pytest
 
 from stages.common.failure import StageError
 from tests.project import ROOT, Project, make_project
-from tools.check import remove_unreadable_rwlock
+from tools.rwlock import remove_unreadable_rwlock
 
 KILLS = int(os.environ.get("KILLS", "2"))
 SEED = int(os.environ["KILLS_SEED"])

@@ -25,7 +25,7 @@ def test_quick_runs_the_unit_tests_of_every_room(collected: list[str]) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        "tests/test_pipeline.py",  # uses the project of a fixture
+        "tests/test_pipeline.py::test_a_changed",  # uses the project of a fixture
         "tests/test_quick.py",  # starts a process in a fixture
         "tests/model/test_networks.py",  # loads TensorFlow
         "tests/tools/test_plots.py::test_every_chart",  # opens a browser

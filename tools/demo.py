@@ -25,7 +25,7 @@ from stages.common.failure import StageError
 from stages.common.figures import flat
 from stages.common.outputs import write_json
 from stages.common.params import read
-from tools.check import remove_unreadable_rwlock
+from tools.rwlock import remove_unreadable_rwlock
 
 COPIED = ("stages", "pictures", "dvc.yaml", "params.yaml", ".dvc", ".dvcignore")
 CHOICES = {"dataset.name": "digits", "runtime.cpu_isa": "avx2"}

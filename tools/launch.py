@@ -22,7 +22,7 @@ from stages.common import failure
 from stages.common.failure import StageError
 from stages.common.params import load
 from stages.model.runtime import RuntimeParams
-from tools.check import remove_unreadable_rwlock
+from tools.rwlock import remove_unreadable_rwlock
 
 TRAIN = (sys.executable, "-m", "stages.train")
 REPRO = (sys.executable, "-m", "dvc", "repro")

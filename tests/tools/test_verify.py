@@ -1,5 +1,6 @@
 """verify, with real DVC and git: what was tampered with is caught and named, and what was not is reproduced."""
 
+import csv
 import io
 import json
 import re
@@ -22,6 +23,7 @@ import yaml
 from PIL import Image
 
 from stages.common.failure import StageError
+from stages.common.figures import parse_figures
 from tests.project import ROOT, Project, environment_at
 from tools.verify import __main__ as verify_command
 from tools.verify import machine, verdict
@@ -31,7 +33,7 @@ from tools.verify.judgement import Row, Tolerance, judge, load_rules, worst
 from tools.verify.lock import NAME, Lock, changed_inputs, read_lock
 from tools.verify.stale import stale
 
-MODEL, TRAIN, EVALUATION = "models/model.keras", "metrics/train.json", "metrics/evaluation.json"
+MODEL, TRAIN, EVALUATION = "models/model.keras", "metrics/train.csv", "metrics/evaluation.csv"
 PATIENCE = 60  # seconds for what was stopped to be gone
 
 pytestmark = pytest.mark.slow
@@ -111,6 +113,16 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1), encoding="utf-8")
 
 
+def figures(path: Path) -> dict[str, Any]:
+    return parse_figures(path.read_bytes(), path.name)
+
+
+def edit_figures(path: Path, **values: Any) -> None:
+    rows = {name: value for name, value in {**figures(path), **values}.items() if value != "gone"}
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([("name", "value"), *rows.items()])
+
+
 def edit_json(path: Path, **values: Any) -> None:
     content = json.loads(path.read_bytes())
     path.write_text(json.dumps({k: v for k, v in {**content, **values}.items() if v != "gone"}), encoding="utf-8")
@@ -128,7 +140,7 @@ def recorded(claim: Claim, path: str) -> Claim:
 
 def of_another_machine(claim: Claim) -> Claim:
     """The claim as of a run whose arithmetic was another: whatever it did not do alike has other bytes."""
-    edit_json(claim.committed / TRAIN, model_sha256="1" * 64)
+    edit_figures(claim.committed / TRAIN, model_sha256="1" * 64)
     claim = recorded(claim, TRAIN)
     for path in (MODEL, "metrics/history.csv", "metrics/reliability.csv", "data/predictions.csv"):
         (claim.committed / path).unlink(missing_ok=True)
@@ -146,8 +158,8 @@ def differing(rows: Mapping[str, Row]) -> list[str]:
 def test_an_untouched_revision_is_reproduced_byte_for_byte(rebuilt: tuple[Path, dict[str, Any]]) -> None:
     report = rebuilt[1]
     assert (report["mode"], report["why"]) == ("exact", "recorded on this kind of machine")
-    assert [row["result"] for row in report["outputs"]] == ["identical"] * 16
-    assert report["sentence"] == "Reproduced: all 16 outputs have the recorded bytes."
+    assert [row["result"] for row in report["outputs"]] == ["identical"] * 19
+    assert report["sentence"] == "Reproduced: all 19 outputs match byte for byte."
     assert report["reasons"] == report["notes"] == []
 
 
@@ -168,7 +180,7 @@ def test_a_seed_that_was_changed_in_the_lock_is_caught_and_named(project: Projec
     shown = told(tampered, 1, "--stage", "train", "--md").stdout
     assert "| train | models/model.keras | differs |" in shown
     assert "train.seed is 7 in dvc.lock and 0 in params.yaml; the rebuild has that of dvc.lock" in shown
-    assert "**Not reproduced: 3 of 3 outputs differ, the first is metrics/history.csv.**" in shown
+    assert "**Not reproduced: 5 of 5 outputs differ (first: metrics/history.csv).**" in shown
     assert "metrics/history.csv: loss in row 1 " in shown
 
 
@@ -193,7 +205,7 @@ def test_a_pass_says_when_the_lock_is_not_of_the_commits_own_params(project: Pro
     other.commit("Params that no run had")
     report = json.loads(told(other, 0, "--stage", "download", "--json").stdout)
     assert report["result"] == "identical"
-    assert report["sentence"].endswith(" But dvc.lock is not that of this commit's own params or code: see above.")
+    assert report["sentence"].endswith(" But dvc.lock does not belong to this commit's params or code: see above.")
 
 
 def test_pictures_that_git_has_not_are_brought_from_the_working_directory(
@@ -315,11 +327,11 @@ def test_the_demo_is_held_to_its_hashes(project: Project, tmp_path: Path) -> Non
     [
         (["no-such-branch"], "no-such-branch: no commit of this repository"),
         ([""], "the revision is empty"),
-        (["--dataset", "folder"], "--dataset folder: dvc.lock is of digits"),
+        (["--dataset", "folder"], "--dataset folder: dvc.lock belongs to digits"),
         (["--dataset", "digits"], r"tools/demo\.json of .*: cannot be read"),
         (["--stage", "trian"], "--stage trian: no stage of dvc.yaml; name one of download"),
         (["--folder", "."], r"\.: not empty"),
-        (["HEAD~1"], "dvc.lock of .*: no such file, so there is nothing to hold a run to"),
+        (["HEAD~1"], "dvc.lock of .*: no such file, so there is nothing to compare with"),
     ],
 )
 @pytest.mark.usefixtures("environment")
@@ -411,8 +423,8 @@ def _change_a_weight(source: Path, target: Path) -> None:
 
 
 def test_a_changed_metric_in_git_is_caught_and_named(claim: Claim, exact: Judged, tolerant: Judged) -> None:
-    true = json.loads((claim.committed / EVALUATION).read_bytes())["accuracy"]
-    edit_json(claim.committed / EVALUATION, accuracy=true + 0.01)  # within any tolerance, but of no run
+    true = figures(claim.committed / EVALUATION)["accuracy"]
+    edit_figures(claim.committed / EVALUATION, accuracy=true + 0.01)  # within any tolerance, but of no run
     for rows in (exact(claim), tolerant(claim)):
         assert differing(rows) == [EVALUATION]
         assert rows[EVALUATION].result == "differs"
@@ -436,7 +448,7 @@ def test_a_changed_text_is_named_by_its_line(claim: Claim, project: Project, exa
     assert exact(recorded(claim, path))[path].detail.endswith(", in line 5")
 
 
-@pytest.mark.parametrize("content", ['{"accuracy": NaN}', '{"accur', "[]", None])
+@pytest.mark.parametrize("content", ["name,value\naccuracy,nan\n", "name,val", "", None])
 def test_a_metric_in_git_that_is_none_decides_nothing(claim: Claim, exact: Judged, content: str | None) -> None:
     (claim.committed / EVALUATION).unlink()
     if content is not None:
@@ -466,9 +478,9 @@ def test_an_output_that_the_rebuild_did_not_make_differs(claim: Claim, exact: Ju
 
 
 def test_a_figure_within_its_tolerance_passes_and_one_beyond_fails(claim: Claim, tolerant: Judged) -> None:
-    true = json.loads((claim.committed / TRAIN).read_bytes())["val_loss"]
+    true = figures(claim.committed / TRAIN)["val_loss"]
     for share, result in ((1.05, "within tolerance"), (1.5, "differs")):
-        edit_json(claim.committed / TRAIN, val_loss=true * share)
+        edit_figures(claim.committed / TRAIN, val_loss=true * share)
         row = tolerant(of_another_machine(claim))[TRAIN]
         assert row.result == result
         by, allowed = true - true * share, true * share / 10
@@ -488,13 +500,13 @@ def test_a_figure_within_its_tolerance_passes_and_one_beyond_fails(claim: Claim,
 def test_a_figure_without_a_tolerance_must_be_equal(
     claim: Claim, tolerant: Judged, value: Any, result: str
 ) -> None:
-    edit_json(claim.committed / TRAIN, parameters=value)
+    edit_figures(claim.committed / TRAIN, parameters=value)
     assert tolerant(recorded(claim, TRAIN))[TRAIN].result == result
 
 
 def test_a_figure_is_not_excused_where_what_it_follows_from_is_identical(claim: Claim, tolerant: Judged) -> None:
-    true = json.loads((claim.committed / EVALUATION).read_bytes())["loss"]
-    edit_json(claim.committed / EVALUATION, loss=true * 1.02)
+    true = figures(claim.committed / EVALUATION)["brier"]
+    edit_figures(claim.committed / EVALUATION, brier=true * 1.02)
     row = tolerant(recorded(claim, EVALUATION))[EVALUATION]
     assert row.result == "differs"
     assert "; but " in row.detail
@@ -504,7 +516,17 @@ def test_a_figure_is_not_excused_where_what_it_follows_from_is_identical(claim: 
 def test_a_model_may_differ_only_where_figures_of_its_stage_hold(claim: Claim, tolerant: Judged) -> None:
     other = of_another_machine(claim)
     assert tolerant(other)[MODEL].result == "differs as expected"
-    assert tolerant(claiming(other, TRAIN, None))[MODEL].result == "could not be compared"
+    for path in (TRAIN, "metrics/train.json"):
+        other = claiming(other, path, None)
+    assert tolerant(other)[MODEL].result == "could not be compared"
+
+
+def test_a_metric_that_contradicts_the_table_of_figures_is_caught(claim: Claim, tolerant: Judged) -> None:
+    path = "metrics/evaluation.json"
+    edit_json(claim.committed / path, accuracy=figures(claim.committed / EVALUATION)["accuracy"] + 0.01)
+    row = tolerant(recorded(of_another_machine(claim), path))[path]
+    assert row.result == "differs"
+    assert row.detail.startswith("accuracy is ")
 
 
 @pytest.mark.parametrize("figure", ["accuracy", "accuracy_low", "f1_macro", "kappa", "matthews"])
@@ -512,10 +534,10 @@ def test_a_figure_within_its_tolerance_must_follow_from_the_confusion_in_git(
     claim: Claim, tolerant: Judged, figure: str
 ) -> None:
     other = of_another_machine(claim)
-    figures = json.loads((claim.committed / EVALUATION).read_bytes())
-    edit_json(claim.committed / EVALUATION, model_sha256="1" * 64)
+    found = figures(claim.committed / EVALUATION)
+    edit_figures(claim.committed / EVALUATION, model_sha256="1" * 64)
     assert tolerant(recorded(other, EVALUATION))[EVALUATION].result == "within tolerance"
-    edit_json(claim.committed / EVALUATION, **{figure: figures[figure] + 0.02})
+    edit_figures(claim.committed / EVALUATION, **{figure: found[figure] + 0.02})
     row = tolerant(recorded(other, EVALUATION))[EVALUATION]
     assert row.result == "differs"
     assert row.detail.startswith(f"{figure} is ")
@@ -528,13 +550,11 @@ def test_another_model_is_not_excused_where_its_own_hash_in_the_metrics_is_that_
     other = replace(claiming(claim, MODEL, "0" * 32), tracked=frozenset())
     other = claiming(other, "metrics/history.csv", "0" * 32)
     (claim.committed / "metrics/history.csv").unlink()
-    edit_json(
-        claim.committed / TRAIN, val_loss=json.loads((claim.committed / TRAIN).read_bytes())["val_loss"] * 1.01
-    )
+    edit_figures(claim.committed / TRAIN, val_loss=figures(claim.committed / TRAIN)["val_loss"] * 1.01)
     rows = tolerant(recorded(other, TRAIN))
     for path in (MODEL, TRAIN):
         assert rows[path].result == "differs"
-        assert "; but metrics/train.json names this very model, so nothing else may differ" in rows[path].detail
+        assert "; but metrics/train.csv names this very model, so nothing else may differ" in rows[path].detail
 
 
 def test_a_false_accuracy_that_a_changed_environment_would_excuse_is_caught(
@@ -543,8 +563,8 @@ def test_a_false_accuracy_that_a_changed_environment_would_excuse_is_caught(
     """In the files of a commit: the figure, its hash and two invented ones in the lock, another TensorFlow."""
     tampered = copy(project, tmp_path / "project")
     lock = yaml.safe_load((tampered.folder / NAME).read_bytes())
-    figures = json.loads((tampered.folder / EVALUATION).read_bytes())
-    edit_json(tampered.folder / EVALUATION, accuracy=figures["accuracy"] + 0.025)
+    found = figures(tampered.folder / EVALUATION)
+    edit_figures(tampered.folder / EVALUATION, accuracy=found["accuracy"] + 0.025)
     md5s = {MODEL: "0" * 32, "data/predictions.csv": "1" * 32, EVALUATION: digest(tampered.folder / EVALUATION)}
     for stage in lock["stages"].values():
         for file in (*stage["deps"], *stage["outs"]):
@@ -574,9 +594,9 @@ def test_figures_of_which_no_file_is_here_decide_nothing(claim: Claim, tolerant:
 
 @pytest.mark.parametrize("name", ["train", "evaluation"])
 def test_every_measured_figure_has_a_tolerance(name: str) -> None:
-    rules: Any = load_rules()[f"metrics/{name}.json"]
-    figures = json.loads((ROOT / f"metrics/{name}.json").read_bytes())
-    for figure, value in figures.items():
+    rules: Any = load_rules()[f"metrics/{name}.*"]
+    found = figures(ROOT / f"metrics/{name}.csv")
+    for figure, value in found.items():
         rule = next((rules[pattern] for pattern in rules if Path(figure).match(pattern)), None)
         assert isinstance(rule, Tolerance) == isinstance(value, float), figure
 
@@ -658,7 +678,7 @@ def test_the_likely_reason_names_what_differs_between_the_machines(claim: Claim,
     report = verdict.summarize("0" * 40, claim, rows, ("exact", "as asked"), here, [])
     assert report.reasons == [f"cpu_flags: {claim.environment['train']['cpu_flags']} recorded, avx2 fma here"]
     shown = "\n".join(verdict.paragraphs(report, markdown=False))
-    assert "Not reproduced: 1 of 16 outputs differ, the first is models/model.keras." in shown
+    assert "Not reproduced: 1 of 19 outputs differ (first: models/model.keras)." in shown
     assert "cpu_flags: " in shown
 
 
@@ -702,11 +722,11 @@ def test_a_lock_is_up_to_date_with_its_data_too(project: Project, environment: N
 def test_changed_code_params_and_metrics_make_the_lock_stale(fresh: Project) -> None:
     fresh.touch("stages/evaluation/scoring.py")
     fresh.choose("train.learning_rate", 1e-4)
-    edit_json(fresh.folder / TRAIN, accuracy=1)
+    edit_figures(fresh.folder / TRAIN, accuracy=1)
     report = json.loads(told(fresh, 1, "--stale", "--json").stdout)
     assert {(found["stage"], found["reason"]) for found in report["findings"]} == {
         ("train", "train.learning_rate is 0.001 in dvc.lock and 0.0001 in params.yaml"),
-        ("train", "metrics/train.json: not the bytes that dvc.lock names"),
+        ("train", "metrics/train.csv: not the bytes that dvc.lock names"),
         ("evaluate", "stages/evaluation: changed since dvc.lock was written"),
     }
 
@@ -798,11 +818,11 @@ def test_without_a_whole_lock_nothing_is_decided(
     monkeypatch.chdir(tmp_path)
     if content is not None:
         (tmp_path / NAME).write_text(content, encoding="utf-8")
-    with pytest.raises(StageError, match=r"^dvc\.lock: (cut short or damaged|no such file)"):
+    with pytest.raises(StageError, match=r"^dvc\.lock: (incomplete or damaged|no such file)"):
         verify_command.main(["--stale"])
 
 
 def test_pictures_that_were_not_pulled_leave_it_undecided(fresh: Project) -> None:
     (fresh.folder / "pictures/cat.dvc").write_text("outs:\n- md5: 0.dir\n  path: cat\n", encoding="utf-8")
-    with pytest.raises(StageError, match=r"^pictures/cat: not here, .*; run: dvc pull pictures/cat$"):
+    with pytest.raises(StageError, match=r"^pictures/cat: missing, .*; run: dvc pull pictures/cat$"):
         stale(fresh.folder, {})

@@ -1,5 +1,5 @@
-"""The looks that tools/doctor.py takes, a module for each part of a checkout that can be wrong.
+"""Check this checkout: `python -m tools.doctor`. A module for each kind of check.
 
-Only the standard library is imported when these modules load, and the rest inside the look that needs it: half of
-the environment may be missing, which is one of the things to find.
+The modules import only the standard library at load time, and everything else inside the check that needs it: half
+of the environment may be missing, which is one of the problems to find.
 """

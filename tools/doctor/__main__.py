@@ -1,8 +1,8 @@
-"""Check at all that can be wrong with this checkout and say what mends it: `make doctor`.
+"""Check this checkout and name the command that fixes each problem: `make doctor`.
 
-Run as `python -m tools.doctor` from the repository's root; `--offline` leaves the network alone, `--json` is for
-programs. A line for each finding: `ok`; `note`, to know of; `wrong`, with the command that mends it. Nothing is
-changed, and nothing needs to be there yet. Exits with 0 when nothing is wrong, 1 otherwise.
+Run as `python -m tools.doctor` from the repository's root; `--offline` does not use the network, `--json` is for
+programs. Prints a line for each finding: `ok`, `note`, or `wrong` with the command that fixes it. It changes
+nothing, and nothing needs to exist yet. Exits with 0 when nothing is wrong, 1 otherwise.
 """
 
 import argparse
@@ -27,16 +27,16 @@ def main(arguments: Sequence[str]) -> None:
             f"{Path.cwd()}: there is no dvc.yaml; run from the repository's root, or: git checkout dvc.yaml"
         )
     found: list[tuple[str, Finding]] = []
-    for name, told in examine(all_checks(options.offline)):
-        found += [(name, finding) for finding in told]
+    for name, findings in examine(all_checks(options.offline)):
+        found += [(name, finding) for finding in findings]
         if not options.json:
-            print("\n".join(_line(name, finding) for finding in told), flush=True)
+            print("\n".join(_line(name, finding) for finding in findings), flush=True)
     counts = Counter(finding.state for _, finding in found)
     if options.json:
-        lines = [{"look": name, **asdict(finding)} for name, finding in found]
+        lines = [{"check": name, **asdict(finding)} for name, finding in found]
         print(json.dumps({"wrong": counts["wrong"], "findings": lines}, indent=2, ensure_ascii=False))
     else:
-        print(f"\n{counts['wrong'] or 'nothing'} wrong, {counts['note']} to know of, {counts['ok']} ok")
+        print(f"\n{counts['wrong'] or 'nothing'} wrong, {counts['note']} notes, {counts['ok']} ok")
     sys.exit(1 if counts["wrong"] else 0)
 
 
@@ -47,7 +47,7 @@ def _line(name: str, finding: Finding) -> str:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.doctor", description=__doc__.partition("\n")[0])
-    parser.add_argument("--offline", action="store_true", help="ask neither mirrors nor the remote")
+    parser.add_argument("--offline", action="store_true", help="do not contact mirrors and the remote")
     parser.add_argument("--json", action="store_true", help="print the findings for programs")
     return parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""What is looked at, by name, and what each look finds."""
+"""All checks by name, run in parallel."""
 
 import os
 import traceback
@@ -14,7 +14,7 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def all_checks(offline: bool) -> dict[str, Check]:
-    """Return what is looked at, by name, in the order in which it is told."""
+    """Return the checks by name, in the order of the report."""
     return {
         "python": environment.python_version,
         "packages": environment.packages,
@@ -37,13 +37,13 @@ def all_checks(offline: bool) -> dict[str, Check]:
 
 
 def examine(checks: dict[str, Check]) -> Iterator[tuple[str, list[Finding]]]:
-    """Yield what each look finds, in order; they go on side by side, as most of them wait for something."""
+    """Yield the findings of each check, in order. They run in parallel, because most of them wait for I/O."""
     with ThreadPoolExecutor(len(checks)) as pool:
         yield from zip(checks, pool.map(findings, checks.values()), strict=True)
 
 
 def findings(look: Check) -> list[Finding]:
-    """Return what a look finds; that it fails is a finding too, whatever the reason: the others are told."""
+    """Return the findings of a check. If it fails, for whatever reason, that is a finding too."""
     try:
         return list(look())
     except NotChecked as reason:
@@ -51,11 +51,11 @@ def findings(look: Check) -> list[Finding]:
     except StageError as error:
         return [Finding("wrong", str(error))]
     except ImportError as error:
-        return [Finding("wrong", f"could not be looked at: {_one_line(error)}", environment.install())]
+        return [Finding("wrong", f"could not be checked: {_one_line(error)}", environment.install())]
     except Exception as error:
         if os.environ.get("STAGES_DEBUG", "") not in ("", "0"):
             traceback.print_exc()
-        found = f"could not be looked at: {type(error).__name__}: {_one_line(error)}; for more"
+        found = f"could not be checked: {type(error).__name__}: {_one_line(error)}; for more"
         return [Finding("wrong", found, "STAGES_DEBUG=1 python -m tools.doctor")]
 
 

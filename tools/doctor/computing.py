@@ -1,4 +1,4 @@
-"""Load TensorFlow as the train stage does and print what it computes with, as one line of JSON.
+"""Loads TensorFlow like the stage train, and prints what it computes with as one line of JSON.
 
 Run by tools/doctor/environment.py as `python -m tools.doctor.computing`.
 """
@@ -14,11 +14,11 @@ from stages.common import failure
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Load, compute one convolution, tell."""
+    """Load TensorFlow, compute one convolution, print."""
     from stages.common.params import load
     from stages.model import runtime
 
-    os.environ["ONEDNN_VERBOSE"] = "1"  # oneDNN then tells its instruction set, at its first operation
+    os.environ["ONEDNN_VERBOSE"] = "1"  # makes oneDNN print its instruction set at its first operation
     runtime.start(load(Path("params.yaml"), "runtime", runtime.RuntimeParams), seed=0)
     import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Python, the packages and TensorFlow: are they those of the lock, and do they work on this processor?"""
+"""Checks Python, the packages against the lock, and that TensorFlow works on this processor."""
 
 import json
 import os
@@ -16,22 +16,22 @@ from tools.doctor.finding import Finding, listed
 
 LOCK = Path("requirements.txt")
 PROJECT = Path("pyproject.toml")
-SECONDS = 60  # for TensorFlow to load, from a cold disk too
+SECONDS = 60  # time limit for loading TensorFlow, even from a cold disk
 
 
 def install() -> str:
-    """Return the command that brings this environment to the lock."""
+    """Return the command that installs the lock into this environment."""
     python = Path(sys.executable)
     shown = python.relative_to(Path.cwd()) if python.is_relative_to(Path.cwd()) else python
     return f"{shlex.quote(str(shown))} -m pip install --require-hashes -r {LOCK}"
 
 
 def python_version() -> Iterator[Finding]:
-    """Hold Python to pyproject.toml."""
+    """Check the Python version against pyproject.toml."""
     from packaging.specifiers import SpecifierSet
 
     asked = re.search(r'^requires-python = "(.*?)"', PROJECT.read_text(encoding="utf-8"), re.MULTILINE)
-    found = f"Python {platform.python_version()}, {PROJECT} asks for {asked[1] if asked else 'any'}"
+    found = f"Python {platform.python_version()}, {PROJECT} requires {asked[1] if asked else 'any'}"
     if asked and platform.python_version() not in SpecifierSet(asked[1], prereleases=True):
         yield Finding("wrong", found, "rm -rf .venv && make setup PYTHON=python3.12")
     else:
@@ -39,7 +39,7 @@ def python_version() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Hold the installed packages to requirements.txt, of which only the lines for this platform count."""
+    """Check the installed packages against the lines of requirements.txt for this platform."""
     from packaging.requirements import Requirement
 
     lines = [line for line in LOCK.read_text(encoding="utf-8").splitlines() if line and line[0] not in " #"]
@@ -55,15 +55,19 @@ def packages() -> Iterator[Finding]:
         if not pin.specifier.contains(installed, prereleases=True):
             other.append(f"{pin.name} {installed} instead of {str(pin.specifier).removeprefix('==')}")
     if other:
-        yield Finding("wrong", f"{len(other)} of other versions than {LOCK} pins: {listed(other)}", install())
+        yield Finding(
+            "wrong", f"{len(other)} packages do not have the version in {LOCK}: {listed(other)}", install()
+        )
     if missing:
-        yield Finding("wrong", f"{len(missing)} of {LOCK} are not installed: {listed(missing)}", install())
+        yield Finding(
+            "wrong", f"{len(missing)} packages of {LOCK} are not installed: {listed(missing)}", install()
+        )
     if not other and not missing:
-        yield Finding("ok", f"all {len(here)} that {LOCK} pins for this platform are installed, in that version")
+        yield Finding("ok", f"all {len(here)} packages of {LOCK} for this platform are installed")
 
 
 def tensorflow() -> Iterator[Finding]:
-    """Load TensorFlow as a stage does, in a process of its own: a processor that it does not suit kills it."""
+    """Load TensorFlow as a stage does, in a separate process: on an unsuitable processor it crashes."""
     try:
         done = subprocess.run(
             [sys.executable, "-m", "tools.doctor.computing"],
@@ -82,7 +86,7 @@ def tensorflow() -> Iterator[Finding]:
         yield Finding("wrong", f"TensorFlow does not load: ended by {name}{why}", install())
     elif done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        # What a person can mend in params.yaml is named by the stage's own line, with its remedy.
+        # A mistake in params.yaml is reported by the stage's own message, with its remedy.
         own = lines[-1].startswith("computing: ")
         yield Finding(
             "wrong", lines[-1] if own else f"TensorFlow does not load: {lines[-1]}", "" if own else install()

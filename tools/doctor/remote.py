@@ -1,4 +1,4 @@
-"""The team's DVC remote: can it be reached, and has it all that dvc.lock names, in full size?
+"""Checks the team's DVC remote: whether it answers, and has every output in dvc.lock in full size.
 
 DVC's own `dvc status --cloud` writes to .dvc/tmp, removes what is damaged in a remote that is a folder, and takes
 what was cut short there for whole. So only sizes are asked for, and from a folder made for it, with the same
@@ -20,12 +20,12 @@ from typing import Any
 from tools.doctor import recorded
 from tools.doctor.finding import Finding, NotChecked, listed
 
-SECONDS = 15.0  # for the remote to answer, DVC to load included
+SECONDS = 15.0  # time limit, including the start of DVC
 
 
 @dataclass(frozen=True)
 class Object:
-    """What a push sends, and how it is in the remote; sizes in bytes, None where they are not told."""
+    """A file that a push sends, and its size in the remote; sizes in bytes, None if unknown."""
 
     path: str
     md5: str
@@ -36,12 +36,12 @@ class Object:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether the remote has it in another size."""
+        """Whether the remote has it with another size."""
         return None not in (self.size, self.expected) and self.size != self.expected
 
 
 def remote(offline: bool) -> Iterator[Finding]:
-    """Hold what the default remote has to what dvc.lock names."""
+    """Compare the default remote with dvc.lock."""
     config = recorded.dvc_config()
     name = config["core"].get("remote")
     if name not in config["remote"]:
@@ -49,7 +49,7 @@ def remote(offline: bool) -> Iterator[Finding]:
         return
     if offline:
         raise NotChecked(f"{name}: not asked: --offline")
-    recorded.stages()  # which may say that there is nothing to ask for
+    recorded.stages()  # raises `NotChecked` if there is nothing to compare
     try:
         objects = _ask()
     except subprocess.TimeoutExpired:
@@ -59,13 +59,13 @@ def remote(offline: bool) -> Iterator[Finding]:
         return
     except subprocess.CalledProcessError as error:
         lines = error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
-        yield Finding("wrong", f"{name} cannot be asked: {lines[-1]}; to see more", "dvc status --cloud --verbose")
+        yield Finding("wrong", f"{name} cannot be read: {lines[-1]}; to see more", "dvc status --cloud --verbose")
         return
     url = config["remote"][name]["url"]
     findings = [*_missing(name, url, objects, config), *_damaged(name, url, objects)]
     yield from findings or [Finding("ok", f"{name} has every output of dvc.lock, in full size")]
     if not config["remote"][name].get("verify"):
-        found = f"verify is not set for {name}, so that dvc pull takes what was cut short there for whole"
+        found = f"verify is not set for {name}, so dvc pull accepts truncated files"
         yield Finding("note", found, f"dvc remote modify {name} verify true")
 
 
@@ -86,7 +86,7 @@ def _missing(name: str, url: str, objects: list[Object], config: dict[str, Any])
         return
     found = f"{len(missing)} outputs of dvc.lock are not in {name}: {listed([each.path for each in missing])}"
     if len(missing) == len(objects):
-        # A folder that is not mounted, or a web server that is down, looks like an empty remote.
+        # An unmounted folder or a web server that is down looks like an empty remote.
         place = url if "://" not in url else url.partition("://")[0]
         found = f"{name} has no output of dvc.lock: can it be reached ({place}), was nothing pushed yet?"
     cache = recorded.cache_folder(config)
@@ -98,7 +98,7 @@ def _damaged(name: str, url: str, objects: list[Object]) -> Iterator[Finding]:
     for each in objects:
         if each.is_damaged:
             found = f"{each.path} has {each.size:,} bytes in {name}, and {each.expected:,} by dvc.lock"
-            # A push only looks whether the file is there.
+            # A push only checks that the file exists.
             if "://" in url:
                 yield Finding("wrong", f"{found}; remove {each.place} there, and where it is whole", "dvc push")
             else:
@@ -107,7 +107,7 @@ def _damaged(name: str, url: str, objects: list[Object]) -> Iterator[Finding]:
 
 
 def _ask() -> list[Object]:
-    """Return what `main` prints."""
+    """Run this module in a separate process, and return what `main` prints."""
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(
             [sys.executable, "-m", "tools.doctor.remote", folder],
@@ -121,7 +121,7 @@ def _ask() -> list[Object]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Print each object that a push sends, as JSON."""
+    """Print each object that a push sends as JSON."""
     from dvc.config import Config
     from dvc.repo import Repo
 
@@ -147,7 +147,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _objects(repo: Any, out: Any, path: str) -> Iterator[Object]:
-    """Yield the object of an output and, of a folder, those of its files, of which DVC records no sizes."""
+    """Yield the object of an output and, for a folder, those of its files, whose sizes DVC does not record."""
     store = repo.cloud.get_remote_odb(out.remote, hash_name=out.hash_info.name)
     md5 = out.hash_info.value
     place = store.oid_to_path(md5)

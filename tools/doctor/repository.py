@@ -1,4 +1,4 @@
-"""The files that git has: DVC's configuration, params.yaml, dvc.yaml, dvc.lock, and what git says of the rest."""
+"""Checks the files in git: DVC's configuration, params.yaml, dvc.yaml, dvc.lock, and uncommitted changes."""
 
 import os
 import shlex
@@ -10,9 +10,9 @@ from tools.doctor import recorded
 from tools.doctor.finding import Finding, NotChecked, listed
 
 CONFIG = Path(".dvc/config")
-RESULTS = ("dvc.lock", "metrics/", "environment/")  # what a run writes, of what git tracks
-OUTPUTS = "metrics/"  # of these, what dvc removes before it runs
-# What git leaves while it is not done, by what gives it up; a rebase has a CHERRY_PICK_HEAD as well.
+RESULTS = ("dvc.lock", "metrics/", "environment/")  # the results of a run that git tracks
+OUTPUTS = "metrics/"  # DVC deletes these before a stage runs
+# Files of unfinished git operations, by the command that aborts them. A rebase has a CHERRY_PICK_HEAD, too.
 UNDONE = {
     "rebase-merge": "rebase",
     "rebase-apply/applying": "am",
@@ -25,7 +25,7 @@ UNMERGED = ("DD", "AU", "UD", "UA", "DU", "AA", "UU")  # of `git status --porcel
 
 
 def config() -> Iterator[Finding]:
-    """Read each file of DVC's configuration by itself, as DVC's own message does not say which is broken."""
+    """Read each configuration file separately, because DVC's own message does not name the broken one."""
     from dvc.config import Config, ConfigError
 
     levels = [Path(Config.get_dir(level)) / Config.CONFIG for level in ("system", "global")]
@@ -56,11 +56,11 @@ def params() -> Iterator[Finding]:
     from tools.check import check_params
 
     check_params(Path("params.yaml"))
-    yield Finding("ok", "params.yaml: every key is known and in range")
+    yield Finding("ok", "params.yaml: all keys are valid")
 
 
 def pipeline() -> Iterator[Finding]:
-    """Check that dvc.yaml is whole: a file cut short may be one of fewer stages or outputs."""
+    """Check that dvc.yaml is complete: a truncated file may still be valid, with fewer stages or outputs."""
     import yaml
     from dvc.schema import COMPILED_MULTI_STAGE_SCHEMA
     from voluptuous import Invalid
@@ -69,7 +69,7 @@ def pipeline() -> Iterator[Finding]:
     try:
         COMPILED_MULTI_STAGE_SCHEMA(yaml.safe_load(path.read_bytes()))
     except (yaml.YAMLError, Invalid) as error:
-        found = f"{path}: cut short, or not what DVC takes ({' '.join(str(error).split())})"
+        found = f"{path}: incomplete, or not valid for DVC ({' '.join(str(error).split())})"
         yield Finding("wrong", found, _restore(path))
         return
     stages = recorded.pipeline()
@@ -80,12 +80,12 @@ def pipeline() -> Iterator[Finding]:
             for output in recorded.outputs()
             if output.stage in stages and str(output.path) not in stages[output.stage]
         ]
-    except NotChecked:  # nothing to hold it to
+    except NotChecked:  # nothing to compare with
         missing = []
     if missing:
         found = f"{path} lacks {listed(missing)}, which {recorded.LOCK} has"
         if remedy := _restore(path):
-            yield Finding("wrong", f"{found}: cut short, or dvc repro has not run since it changed", remedy)
+            yield Finding("wrong", f"{found}: incomplete, or changed since the last dvc repro", remedy)
         else:
             yield Finding("note", f"{found}, of an earlier {path}")
     else:
@@ -93,21 +93,21 @@ def pipeline() -> Iterator[Finding]:
 
 
 def lock() -> Iterator[Finding]:
-    """Check that dvc.lock is whole; raises `StageError`."""
+    """Check that dvc.lock is complete; raises `StageError`."""
     from tools.check import refuse_a_broken_lock
 
     refuse_a_broken_lock(recorded.LOCK)
     stages = recorded.stages()
     if unrecorded := recorded.unrecorded():
-        # DVC takes a file that was cut short at a fitting place for one of fewer stages or outputs.
-        found = f"{recorded.LOCK} does not record {listed(unrecorded)}: cut short, or dvc.yaml has changed since"
+        # A truncated file may still be valid, with fewer stages or outputs.
+        found = f"{recorded.LOCK} does not record {listed(unrecorded)}: incomplete, or dvc.yaml has changed since"
         yield Finding("note", found, _restore(recorded.LOCK) or "dvc repro")
     else:
         yield Finding("ok", f"{recorded.LOCK}: whole, with {len(stages)} stages: {', '.join(stages)}")
 
 
 def git() -> Iterator[Finding]:
-    """Tell what is not committed, and what git or DVC cannot work with."""
+    """Report uncommitted changes, and states that git or DVC cannot work with."""
     try:
         shallow = _git("rev-parse", "--is-shallow-repository").strip() == "true"
     except FileNotFoundError:
@@ -124,7 +124,7 @@ def git() -> Iterator[Finding]:
         return
     findings = list(_uncommitted())
     if shallow:
-        found = "a shallow clone: dvc metrics diff and tools.compare reach no older commit"
+        found = "a shallow clone: dvc metrics diff and tools.compare cannot read older commits"
         findings.append(Finding("note", found, "git fetch --unshallow"))
     yield from findings or [Finding("ok", "all that git tracks is committed")]
 
@@ -147,7 +147,7 @@ def _uncommitted() -> Iterator[Finding]:
             f"git checkout {shlex.join(lost)}",
         )
     if gone:
-        # DVC removes a stage's outputs before it runs: nothing of this is to be committed.
+        # DVC deletes the outputs of a stage before it runs: do not commit this.
         yield Finding(
             "note", f"a run is going on, or did not end: {listed(gone)} are gone until it has", "dvc repro"
         )
@@ -165,7 +165,7 @@ def _uncommitted() -> Iterator[Finding]:
 
 
 def _has_lock() -> bool:
-    """Whether dvc.lock is one to commit; what is wrong with it otherwise is told by its own look."""
+    """Return whether dvc.lock can be committed; its own check reports what is wrong with it."""
     try:
         return not recorded.unrecorded()
     except NotChecked:
@@ -173,13 +173,13 @@ def _has_lock() -> bool:
 
 
 def _is_broken(name: str) -> bool:
-    """Whether the file's own look finds it wrong, so that it is none to commit."""
+    """Return whether the file's own check finds it wrong, so it must not be committed."""
     look = {str(CONFIG): config, str(recorded.PIPELINE): pipeline}.get(name)
     return look is not None and any(finding.state == "wrong" for finding in look())
 
 
 def _restore(path: Path) -> str:
-    """Return the command that brings back the last commit's version of the file; nothing where it is that one."""
+    """Return the command that restores the file from the last commit; empty if it has not changed."""
     try:
         other = _git("diff", "--name-only", "HEAD", "--", str(path)).strip()
     except (OSError, subprocess.CalledProcessError):
@@ -192,7 +192,7 @@ def _git_path(name: str) -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Run git without letting it refresh its index, which `git status` otherwise writes."""
+    """Run git without refreshing its index, which `git status` would write."""
     command = ["git", "-c", "core.quotePath=false", *arguments]
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     return subprocess.run(command, check=True, capture_output=True, text=True, env=environment).stdout

@@ -1,4 +1,4 @@
-"""The dataset's archive: how much of it the user's cache has, and which places have it."""
+"""Checks the dataset's archive: what the user's cache has of it, and which sources have it."""
 
 import hashlib
 import shlex
@@ -14,19 +14,19 @@ from tools.doctor import recorded
 from tools.doctor.finding import Finding, NotChecked, listed, megabytes
 from tools.doctor.processes import is_held
 
-CONNECT, SILENCE = 3.0, 4.0  # seconds that a mirror has to be reached and to answer
-SECONDS = 8.0  # for all of them, as finding the address of a host has no limit of its own
+CONNECT, SILENCE = 3.0, 4.0  # time limits in seconds, for connecting and for an answer
+SECONDS = 8.0  # for all sources together, because name resolution has no time limit
 
 
 def folder() -> Path:
-    """Return the folder that keeps fetched archives, the user's or DATASET_CACHE."""
+    """Return the folder that keeps downloaded archives."""
     from stages.datasets.registry import cache_folder
 
     return cache_folder()
 
 
 def missing_bytes() -> int:
-    """Return how many bytes of the archive are still to be fetched; 0 where none is needed or all is here."""
+    """Return how many bytes of the archive are still to be downloaded."""
     from stages.datasets.cifar10 import ARCHIVE_BYTES
 
     sha256 = _wanted()
@@ -37,39 +37,41 @@ def missing_bytes() -> int:
 
 
 def download() -> Iterator[Finding]:
-    """Tell what the user's cache has of the archive: all, a part, or other bytes."""
+    """Report what the user's cache has of the archive: all, a part, or other bytes."""
     from stages.datasets.cifar10 import ARCHIVE_BYTES
 
     sha256 = _wanted()
     if not sha256:
-        yield Finding("ok", "params.yaml names a dataset that needs none")
+        yield Finding("ok", "the dataset in params.yaml needs no archive")
         return
     archive, partial = _archive(), _partial(sha256)
     if is_held(archive.with_name(f"{archive.name}.lock")):
-        yield Finding("note", f"{archive}: a process is fetching it now")
+        yield Finding("note", f"{archive}: being downloaded by another process")
     elif _is_sound(archive, sha256):
-        yield Finding("ok", f"{archive} has the SHA-256 of params.yaml")
+        yield Finding("ok", f"{archive} matches the SHA-256 in params.yaml")
     elif archive.exists():
-        yield Finding("note", f"{archive} has not the SHA-256 of params.yaml; the next download fetches it anew")
+        yield Finding(
+            "note", f"{archive} does not match the SHA-256 in params.yaml; the next download fetches it again"
+        )
     if partial.exists():
         size = f"{megabytes(partial.stat().st_size)} of {megabytes(ARCHIVE_BYTES)}"
-        yield Finding("note", f"{partial}: {size} have arrived; the next dvc repro goes on from there")
+        yield Finding("note", f"{partial}: {size} are here; the next dvc repro continues from there")
     elif not archive.exists():
-        yield Finding("note", f"not yet: nothing of {archive} has been fetched")
+        yield Finding("note", f"not yet: {archive} has not been downloaded")
     others = [path for path in sorted(archive.parent.glob(f"{archive.name}.*.partial")) if path != partial]
     if others:
-        found = f"{listed([str(path) for path in others])}: begun for another SHA-256 than that of params.yaml"
+        found = f"{listed([str(path) for path in others])}: started for another SHA-256 than that in params.yaml"
         yield Finding("note", found, f"rm {shlex.join(map(str, others))}")
 
 
 def mirrors(offline: bool) -> Iterator[Finding]:
-    """Ask the places that have the archive, all at once, unless it is here."""
+    """Ask all sources of the archive in parallel, unless it is here."""
     from stages.datasets.cifar10 import SOURCES
     from stages.datasets.registry import sources_from_environment
 
     sha256 = _wanted()
     if not sha256 or _is_sound(_archive(), sha256):
-        yield Finding("ok", "not asked, as no archive is to be fetched")
+        yield Finding("ok", "not asked, because no archive is needed")
         return
     if offline:
         raise NotChecked("not asked: --offline")
@@ -77,8 +79,8 @@ def mirrors(offline: bool) -> Iterator[Finding]:
     problems = _ask(list(dict.fromkeys([*named, *SOURCES])))
     good = [source for source, problem in problems.items() if not problem]
     if good:
-        yield Finding("ok", f"the archive can be had from {listed([_shown(source) for source in good])}")
-    # What a person named is worth a line each; of the others it is enough that there is one.
+        yield Finding("ok", f"the archive is available from {listed([_shown(source) for source in good])}")
+    # Each source in DATASET_SOURCES gets its own line; of the built-in ones, one is enough.
     for source in named if good else []:
         if problems[source]:
             yield Finding("note", f"DATASET_SOURCES: {_shown(source)} {problems[source]}")
@@ -92,7 +94,7 @@ def mirrors(offline: bool) -> Iterator[Finding]:
 
 
 def _wanted() -> str:
-    """Return the SHA-256 of the archive that params.yaml asks for; nothing where its dataset needs none.
+    """Return the SHA-256 of the archive in params.yaml; empty if the dataset needs none.
 
     Raises `NotChecked` when params.yaml has a mistake.
     """
@@ -102,7 +104,7 @@ def _wanted() -> str:
     try:
         params = load(Path("params.yaml"), "dataset", DatasetParams)
     except StageError:
-        raise NotChecked("not looked at: params.yaml has a mistake, see there") from None
+        raise NotChecked("not checked: params.yaml has a mistake, see params") from None
     return params.cifar10.sha256 if params.name == "cifar10" else ""
 
 
@@ -125,7 +127,7 @@ def _is_sound(path: Path, sha256: str) -> bool:
 
 
 def _has_run(sha256: str) -> bool:
-    """Whether download ran with this archive and what it made is still here or in DVC's cache."""
+    """Return whether the outputs of download for this archive are here or in DVC's cache."""
     try:
         dataset: Any = recorded.stages()["download"]["params"]["params.yaml"]["dataset"]
         made = [output for output in recorded.outputs() if output.stage == "download"]
@@ -137,7 +139,7 @@ def _has_run(sha256: str) -> bool:
 
 
 def _ask(places: list[str]) -> dict[str, str]:
-    """Return for each place what speaks against it, nothing where it has a file of the right size."""
+    """Return the problem of each source; empty if it has a file of the right size."""
     problems = {place: f"gave no answer in {SECONDS:g} s" for place in places}
 
     def ask(place: str) -> None:
@@ -156,7 +158,7 @@ def _web(url: str) -> str:
     import requests
 
     try:
-        # Not HEAD, which some servers answer otherwise; the body is left where it is.
+        # Not HEAD, which some servers answer differently. The body is not read.
         with requests.get(
             url, headers={"Accept-Encoding": "identity"}, stream=True, timeout=(CONNECT, SILENCE)
         ) as had:
@@ -168,7 +170,7 @@ def _web(url: str) -> str:
     except requests.Timeout:
         return "gives no answer"
     except (requests.RequestException, ValueError) as error:
-        cause: BaseException = error  # the system's own words lie below several of the library's
+        cause: BaseException = error  # the system's own message is the innermost cause
         while not getattr(cause, "strerror", None) and (below := cause.__cause__ or cause.__context__):
             cause = below
         return f"cannot be reached ({getattr(cause, 'strerror', None) or type(error).__name__})"
@@ -182,7 +184,7 @@ def _local(place: str) -> str:
 
 
 def _of_size(size: int) -> str:
-    """Return what speaks against a file of `size` bytes, 0 where that is not told."""
+    """Return the problem with a file of `size` bytes; 0: unknown size."""
     from stages.datasets.cifar10 import ARCHIVE_BYTES, OFFICIAL
 
     wrong = size and _wanted() == OFFICIAL and size != ARCHIVE_BYTES
@@ -190,5 +192,5 @@ def _of_size(size: int) -> str:
 
 
 def _shown(place: str) -> str:
-    """Return a place as it may be shown: of a URL the host, without user and password."""
+    """Return a source for display: of a URL only the host, without user and password."""
     return urlsplit(place).netloc.rpartition("@")[2] if place.startswith(("http://", "https://")) else place

@@ -1,1 +1,1 @@
-"""What `tools.report` is made of, an idea a module; none is run by itself."""
+"""The last run on one page that opens offline: `python -m tools.report`."""

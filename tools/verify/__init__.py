@@ -1,1 +1,1 @@
-"""What `tools.verify` is made of, an idea a module; none is run by itself."""
+"""Rebuild a revision and compare it with its claim: `python -m tools.verify`."""

@@ -1,17 +1,15 @@
-"""Rebuild a revision from nothing and hold what comes out to what it claims: `python -m tools.verify [REVISION]`.
+"""Rebuild a revision from scratch and compare it with its claim: `python -m tools.verify [REVISION]`.
 
 The revision (HEAD by default) is cloned into an empty folder, with an empty DVC cache and the params of its
 dvc.lock, and all stages run. Each output is then compared with the hash in that dvc.lock and, where git has it,
-with the file. `--dataset digits` rebuilds the demo instead, and holds it to tools/demo.json. `--twice` rebuilds
-twice here and compares those. `--stale` rebuilds nothing: it tells whether the dvc.lock at hand is that of the
-code and params at hand, without data; `-S` as in `dvc exp run -S`.
+with the file. `--dataset digits` rebuilds the demo instead, and compares it with tools/demo.json. `--twice`
+rebuilds twice and compares the two. `--stale` rebuilds nothing and needs no data: it reports whether dvc.lock
+belongs to the current code and params; `-S` works as in `dvc exp run -S`.
 
-Exact, all bytes must be the recorded ones. With tolerances, for another kind of machine, figures are held to
-tools/verify/tolerances.yaml. Which of them by default, environment/ decides: recorded by the run, and by the
-rebuild.
+In exact mode all bytes must match. In tolerance mode, for another kind of machine, figures must be within
+tools/verify/tolerances.yaml. By default the mode follows from environment/, the records of the two machines.
 
-Exits with 0 when it is reproduced (or up to date), with 1 when not (or stale), with 2 when that could not be
-decided.
+Exits with 0 if the result is reproduced (or up to date), 1 if not (or stale), 2 if that could not be decided.
 """
 
 import argparse
@@ -36,7 +34,7 @@ UNDECIDED = 2
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, rebuild, compare, print; `SystemExit` with the code of what is not reproduced, or stale."""
+    """Parse, rebuild, compare, print; `SystemExit` with a code other than 0 unless reproduced."""
     options = _parse(arguments)
     if options.stale:
         _tell_stale(options)
@@ -67,7 +65,7 @@ def _tell_stale(options: argparse.Namespace) -> None:
 
 
 def _parsed(value: str) -> Any:
-    """Return a value as params.yaml would have it, where 1e-3 is a number."""
+    """Return a value as in params.yaml, where 1e-3 is a number."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "-S"
         path.write_text(f"value: {value}", encoding="utf-8")
@@ -84,11 +82,13 @@ def _choice(text: str) -> tuple[str, str]:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.verify", description=__doc__.partition("\n")[0])
     parser.add_argument("revision", nargs="?", default="HEAD", help="commit, tag or branch; HEAD by default")
-    parser.add_argument("--dataset", help="digits: the demo, held to tools/demo.json; by default that of dvc.lock")
-    parser.add_argument("--stage", help="rebuild up to this stage, and compare its outputs only")
-    parser.add_argument("--twice", action="store_true", help="rebuild twice here, and compare those")
+    parser.add_argument("--dataset", help="digits: the demo, compared with tools/demo.json")
+    parser.add_argument("--stage", help="rebuild up to this stage, and compare only its outputs")
+    parser.add_argument("--twice", action="store_true", help="rebuild twice and compare the two")
     parser.add_argument("--folder", type=Path, help="rebuild in this empty folder, and keep it")
-    parser.add_argument("--stale", action="store_true", help="no rebuild: is dvc.lock that of code and params?")
+    parser.add_argument(
+        "--stale", action="store_true", help="no rebuild: does dvc.lock belong to the current code and params?"
+    )
     parser.add_argument(
         "-S",
         dest="set",
@@ -96,35 +96,35 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a param, for --stale",
+        help="a param for --stale",
     )
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--exact", action="store_true", help="the same bytes, as on the same kind of machine")
+    mode.add_argument("--exact", action="store_true", help="compare bytes, as on the same kind of machine")
     mode.add_argument("--tolerance", action="store_true", help="figures within tools/verify/tolerances.yaml")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print everything, for programs")
     form.add_argument("--md", action="store_true", help="print Markdown, for a job's summary")
     options = parser.parse_args(arguments)
     if options.set and not options.stale:
-        parser.error("-S goes with --stale; a rebuild takes the params of dvc.lock")
+        parser.error("-S needs --stale; a rebuild uses the params of dvc.lock")
     if options.stale and (options.revision != "HEAD" or options.twice or options.dataset):
-        parser.error("--stale is of the working directory; leave REVISION, --dataset and --twice out")
+        parser.error("--stale checks the working directory: it excludes REVISION, --dataset and --twice")
     return options
 
 
 def run() -> int:
-    """Return the process's exit code, in which 1 says that it differs, and nothing else."""
+    """Return the exit code: 1 only for a difference."""
     try:
         code = failure.run("verify", main)
-    except Exception:  # a defect: its traceback says where, and nothing was decided
+    except Exception:  # a bug: nothing was decided
         traceback.print_exc()
         return UNDECIDED
-    # Every StageError is 1 to `failure.run`.
+    # `failure.run` returns 1 for every StageError.
     return UNDECIDED if code == 1 else code
 
 
 if __name__ == "__main__":
-    # When CI gives up, too, the stages must end and the folder must go.
+    # So that the stages end and the folder is removed when CI cancels the job.
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: sys.exit(128 + number))
     sys.exit(run())

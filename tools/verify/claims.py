@@ -1,4 +1,4 @@
-"""What a revision says that it makes: the hashes in its dvc.lock, or those of the demo in tools/demo.json."""
+"""What a revision claims: the hashes in its dvc.lock, or those of the demo in tools/demo.json."""
 
 import functools
 import json
@@ -20,10 +20,10 @@ DEMO = "tools/demo.json"
 
 @dataclass(frozen=True)
 class Claim:
-    """What a rebuild is held to: hashes, the files of them that are at hand, and the machine that made them.
+    """What a rebuild is compared with: hashes, the files that are available, and the machine that made them.
 
-    name: as in sentences. committed: the folder of the files that were in git. tracked: the outputs that git, and
-    not DVC's cache, keeps. checkout: the one whose DVC cache may hold others. environment: by stage.
+    name: for messages. committed: the folder with the files from git. tracked: the outputs that git keeps instead
+    of DVC's cache. checkout: its DVC cache may have other files. environment: by stage.
     """
 
     name: str
@@ -34,18 +34,18 @@ class Claim:
     environment: Environments = field(default_factory=dict)
 
     def file(self, path: str) -> Path | None:
-        """Return a file with the claimed bytes of the output `path`, if there is one on this machine."""
+        """Return a file with the claimed content of the output `path`, if this machine has one."""
         md5 = self.outputs[path].md5
         if md5 is None:
             return None
         caches = _caches(self.checkout) if self.checkout else ()
         places = [self.committed / path, *(cache / md5[:2] / md5[2:] for cache in caches)]
-        # A cache's bytes may have changed since: what is shown here must be what the hash names.
+        # Verified, because files in a cache may have changed.
         return next((place for place in places if place.is_file() and digest(place) == md5), None)
 
 
 def claim_of_lock(lock: Lock, folder: Path, kept: Path) -> Claim:
-    """Return what the `lock` of the clone in `folder` claims; its files of git will be in `kept`."""
+    """Return the claim of the `lock` of the clone in `folder`, whose files from git will be in `kept`."""
     return Claim(
         name=f"its {NAME}",
         outputs=lock.outputs(),
@@ -57,9 +57,9 @@ def claim_of_lock(lock: Lock, folder: Path, kept: Path) -> Claim:
 
 
 def claim_of_demo(folder: Path, commit: str, nowhere: Path) -> tuple[Claim, dict[str, Any]]:
-    """Return what tools/demo.json of the clone claims, and of which params by dotted key.
+    """Return the claim in tools/demo.json of the clone, and its params by dotted key.
 
-    There are no files of it in git, so `nowhere` is empty.
+    Git has no outputs of the demo, so the folder `nowhere` is empty.
     """
     try:
         content = json.loads((folder / DEMO).read_bytes())
@@ -73,16 +73,19 @@ def claim_of_demo(folder: Path, commit: str, nowhere: Path) -> tuple[Claim, dict
 
 
 def remarks(lock: Lock, values: Mapping[str, Any], environment: Environments, others: Sequence[str]) -> list[str]:
-    """Return in words what in a revision does not go together: its dvc.lock, params.yaml and environment/.
+    """Describe contradictions in a revision between its dvc.lock, params.yaml and environment/.
 
-    values: those of params.yaml, by dotted key. others: the stages whose record is of another model.
+    values: params.yaml by dotted key. others: the stages whose record belongs to another model.
     """
     read_there = {
         key: value for stage in lock.stages.values() for key, value in stage.params.get(PARAMS, {}).items()
     }
     found = [f"{words}; the rebuild has that of {NAME}" for words in differing_params(read_there, values)]
     found += (words for _, words in contradictions(lock))
-    found += (f"environment/{stage}.json is of another model than metrics/train.csv: not used" for stage in others)
+    found += (
+        f"environment/{stage}.json belongs to another model than metrics/train.csv and is not used"
+        for stage in others
+    )
     params = lock.params()
     for stage, record in environment.items():
         for key in sorted(record.keys() & params.keys()):
@@ -94,7 +97,7 @@ def remarks(lock: Lock, values: Mapping[str, Any], environment: Environments, ot
 
 
 def _tracked(folder: Path) -> frozenset[str]:
-    """Return the outputs that dvc.yaml leaves to git."""
+    """Return the outputs that dvc.yaml does not cache, so that git keeps them."""
     stages = (read(folder / "dvc.yaml").get("stages") or {}).values()
     entries = (each for stage in stages for kind in ("outs", "metrics", "plots") for each in stage.get(kind, ()))
     named = (item for entry in entries if isinstance(entry, dict) for item in entry.items())
@@ -105,7 +108,7 @@ def _tracked(folder: Path) -> frozenset[str]:
 
 @functools.cache  # DVC takes a second to start
 def _caches(checkout: Path) -> list[Path]:
-    """Return where DVC keeps the files of earlier runs here, of the checkout and of its demo."""
+    """Return the DVC caches of the checkout and of its demo."""
     told = subprocess.run(
         [sys.executable, "-m", "dvc", "cache", "dir"], cwd=checkout, capture_output=True, text=True, check=False
     )

@@ -1,4 +1,4 @@
-"""Do the recorded figures follow from the recorded confusion? Each is in git, and one alone is easily edited."""
+"""Checks that recorded figures follow from the recorded confusion matrix, so that editing one file is noticed."""
 
 import csv
 import json
@@ -25,9 +25,9 @@ OF_COUNTS = (
 
 
 def contradicted(folder: Path) -> list[str]:
-    """Return in words which figures of the evaluation in `folder` are not those of its confusion.
+    """Describe the figures of the evaluation in `folder` that contradict its confusion matrix.
 
-    Nothing where one of the two is missing. Raises `StageError` when one of them cannot be read.
+    Returns nothing if a file is missing. Raises `StageError` when a file cannot be read.
     """
     evaluation, confusion = folder / EVALUATION, folder / CONFUSION
     if not evaluation.is_file() or not confusion.is_file():
@@ -38,7 +38,7 @@ def contradicted(folder: Path) -> list[str]:
             counts = np.array([int(row["count"]) for row in csv.DictReader(file)])
         classes = math.isqrt(len(counts))
         labels, predicted = np.indices((classes, classes)).reshape(2, -1).repeat(counts, axis=1)
-        # Sure of each prediction: what does not depend on how sure the model was comes out the same.
+        # With certain predictions: the figures compared here do not depend on the probabilities.
         found = scoring.score(labels, np.eye(classes)[predicted], k=1)
         metrics = json.loads((folder / METRICS).read_bytes()) if (folder / METRICS).is_file() else {}
         return [
@@ -51,4 +51,4 @@ def contradicted(folder: Path) -> list[str]:
             if name in figures and not math.isclose(figures[name], found[name], rel_tol=1e-9, abs_tol=1e-12)
         ]
     except (ValueError, TypeError, LookupError, OverflowError, StageError) as error:
-        raise StageError(f"{EVALUATION} and {CONFUSION} cannot be held to each other ({error})") from None
+        raise StageError(f"{EVALUATION} and {CONFUSION} cannot be compared ({error})") from None

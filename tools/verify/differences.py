@@ -1,4 +1,4 @@
-"""What differs between two versions of one output: which array, weight, metric or column, and by how much."""
+"""Describes the differences between two versions of an output: which array, weight, figure or column, how much."""
 
 import csv
 import hashlib
@@ -26,7 +26,7 @@ NAMED = 3  # differences that a sentence names; it counts the rest
 
 @dataclass(frozen=True)
 class Change:
-    """One figure: a metric's dotted name, or a column's with `where` its row; None where it is missing."""
+    """A figure that differs, by its dotted name, or by its column and, in `where`, its row. None: missing."""
 
     name: str
     where: str
@@ -35,23 +35,23 @@ class Change:
 
 
 def digest(path: Path) -> str:
-    """Return the MD5 of a file, as DVC names its content."""
+    """Return the MD5 of a file, as in DVC."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
 
 
 def describe(path: str, old: Path, new: Path) -> str:
-    """Return in words how the output `path` differs; `StageError` when one of the files cannot be read."""
+    """Describe how the output `path` differs; raises `StageError` when a file cannot be read."""
     with _readable(path):
         differences = list(_DESCRIBED.get(Path(path).suffix, _bytes)(old, new))
-        # Equal content in other bytes: another zip, another order of keys, other digits of the same number.
+        # The same content in other bytes: zip details, the order of keys, digits of a number.
         differences = differences or [f"the same content; {next(_bytes(old, new))}"]
     more = f"; and {len(differences) - NAMED} more" if len(differences) > NAMED else ""
     return "; ".join(differences[:NAMED]) + more
 
 
 def changed_figures(path: str, old: Path, new: Path) -> list[Change]:
-    """Return the figures that differ, of a JSON or CSV output; `StageError` when a file cannot be read."""
+    """Return the figures of a JSON or CSV output that differ; raises `StageError` when a file cannot be read."""
     with _readable(path):
         return _in_json(old, new) if path.endswith(".json") else _in_csv(old, new)
 
@@ -66,7 +66,7 @@ def _changes(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
 
 
 def _in_csv(old: Path, new: Path) -> list[Change]:
-    if old.read_text("utf-8").startswith(f"{','.join(HEADER)}\n"):
+    if new.read_text("utf-8").startswith(f"{','.join(HEADER)}\n"):
         a, b = (parse_figures(path.read_bytes(), path.name) for path in (old, new))
         return _changes(a, b)
     first, second = (list(csv.DictReader(io.StringIO(path.read_text("utf-8")))) for path in (old, new))
@@ -81,7 +81,7 @@ def _in_csv(old: Path, new: Path) -> list[Change]:
 
 
 def in_words(change: Change) -> str:
-    """Return the figure, both values and the difference."""
+    """Return a description: the figure, both values and the difference."""
     name = f"{change.name} in {change.where}" if change.where else change.name
     by = ""
     if is_number(change.old) and is_number(change.new):
@@ -90,7 +90,7 @@ def in_words(change: Change) -> str:
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether `value` counts or measures something; true and false do not, nor what no float can hold."""
+    """Return whether `value` is a number that a float can hold; booleans are not."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     return isinstance(value, float) or abs(value) <= sys.float_info.max
@@ -103,7 +103,7 @@ def _arrays(old: Path, new: Path) -> Iterator[str]:
 
 
 def _weights(old: Path, new: Path) -> Iterator[str]:
-    """Compare two .keras archives, which hold the weights as HDF5, one dataset a weight below its layer."""
+    """Compare two .keras archives, which hold the weights as HDF5, one dataset per weight."""
     with zipfile.ZipFile(old) as a, zipfile.ZipFile(new) as b:
         with closing(_hdf5(a)) as one, closing(_hdf5(b)) as other:
             first, second = _datasets(one), _datasets(other)
@@ -163,13 +163,13 @@ def _bytes(old: Path, new: Path) -> Iterator[str]:
 def _readable(path: str) -> Iterator[None]:
     try:
         yield
-    # Not JSON, not an object, not UTF-8, not a zip, not HDF5: whatever is not what the output's name says.
+    # Whatever can happen with files that do not have the format of their name.
     except (ValueError, AttributeError, TypeError, KeyError, zipfile.BadZipFile, csv.Error, OSError) as error:
         raise StageError(f"one of the two files cannot be read as {Path(path).suffix} ({error})") from None
 
 
 def _equal(a: Any, b: Any) -> bool:
-    # By type too, as 1 == True; and NaN differs from itself, so that it is never passed over.
+    # Types count, because 1 == True. NaN differs from itself, so it is always reported.
     return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
 
 

@@ -1,8 +1,8 @@
-"""What became of each output: identical, within tolerance, differs as expected, differs, could not be compared.
+"""Compares each output with its claim: identical, within tolerance, differs as expected, differs, not comparable.
 
-Exact, every output must have the recorded bytes. With tolerances, for another kind of machine,
-tools/verify/tolerances.yaml says which figures may differ and by how much; an output that it does not name must
-have the recorded bytes there too.
+In exact mode every output must match byte for byte. In tolerance mode, for another kind of machine,
+tools/verify/tolerances.yaml says which figures may differ and by how much. Outputs that it does not list must
+match byte for byte there, too.
 """
 
 import fnmatch
@@ -28,7 +28,7 @@ EXCUSED = ("within tolerance", "differs as expected")
 
 
 class Tolerance(Section):
-    """How far a figure may be from the recorded one."""
+    """The allowed difference from the recorded figure."""
 
     absolute: float | None = Field(None, ge=0)
     relative: float | None = Field(None, ge=0)
@@ -36,7 +36,7 @@ class Tolerance(Section):
     @model_validator(mode="after")
     def _one(self) -> Self:
         if (self.absolute is None) == (self.relative is None):
-            raise ValueError("give absolute or relative, one of them")
+            raise ValueError("give either absolute or relative")
         return self
 
     def allowed(self, old: float) -> float:
@@ -51,7 +51,7 @@ Rules = Mapping[str, Whole | Mapping[str, Rule]]
 
 @dataclass(frozen=True)
 class Row:
-    """One output: what became of it, and in words what differs."""
+    """The result for one output, with a description of the differences."""
 
     stage: str
     path: str
@@ -60,18 +60,18 @@ class Row:
 
 
 def load_rules(path: Path = TOLERANCES) -> Rules:
-    """Return the tolerances; raises `StageError`, with file and key, for whatever they cannot be."""
+    """Return the tolerances; raises `StageError` with file and key when they are not valid."""
     try:
         return TypeAdapter(dict[str, Whole | dict[str, Rule]]).validate_python(read(path))
     except ValidationError as error:
-        # An error a member of the union that was tried: the longest place is that of what was meant.
+        # One error for each member of the union: the one with the longest location is what was meant.
         first = max(error.errors(), key=lambda found: len(found["loc"]))
         where = ".".join(str(part) for part in first["loc"][:2] if not str(part).startswith(("literal", "dict")))
         raise StageError(f"{path}: {where}: {first['msg']}; write any, or {{absolute: 0.02}}") from None
 
 
 def judge(claim: Claim, lock: Lock, folder: Path, rules: Rules | None, stage: str | None = None) -> list[Row]:
-    """Return a row an output of the rebuild `lock` in `folder` and of `claim`; `rules` is None for exact."""
+    """Return a row for each output of `claim` and of the rebuild in `folder`; `rules` is None in exact mode."""
     made = lock.outputs()
     rows = []
     for path in {**made, **claim.outputs}:
@@ -115,11 +115,11 @@ def _described(path: str, old: Path, new: Path) -> str:
     try:
         return describe(path, old, new)
     except StageError as error:
-        return str(error)  # the hashes tell that it differs, whether or not it can be told in what
+        return str(error)  # the hashes show that it differs, even if the files cannot be compared
 
 
 def _contradicted(claim: Claim, path: str, committed: Path, new: Path) -> tuple[Result, str]:
-    """The file in git is not the one that the lock beside it names, so that one of the two is no run's."""
+    """Describe a file in git that does not match the lock in the same commit: the two are not from one run."""
     if path.endswith((".json", ".csv")):
         for change in changed_figures(path, committed, new):
             if _not_finite(change.old):
@@ -131,18 +131,18 @@ def _contradicted(claim: Claim, path: str, committed: Path, new: Path) -> tuple[
 
 
 def _within(changes: Sequence[Change], rules: Mapping[str, Rule]) -> tuple[Result, str]:
-    """Hold each figure that differs to its rule; the worst of them is the file's, and is told."""
+    """Apply the rules to the figures that differ. The worst result is that of the file."""
     verdicts: dict[Result, list[str]] = {}
     for change in changes:
         result, words = _hold(change, _find(rules, change.name))
         verdicts.setdefault(result, []).append(words)
-    # A file of which some figures are judged and hold is within tolerance, whatever of it is not judged.
+    # If some figures have a tolerance and meet it, the file is within tolerance, whatever its other figures are.
     order: tuple[Result, ...] = ("differs", "could not be compared", "within tolerance", "differs as expected")
     if not verdicts:
         return "within tolerance", "the same figures in other bytes"
     result = next(result for result in order if result in verdicts)
     told = verdicts[result]
-    # Where the figures that are judged are equal, they hold.
+    # Figures with a tolerance that are equal meet it.
     if result == "differs as expected" and any(isinstance(rule, Tolerance) for rule in rules.values()):
         result = "within tolerance"
     return result, "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
@@ -151,7 +151,7 @@ def _within(changes: Sequence[Change], rules: Mapping[str, Rule]) -> tuple[Resul
 def _hold(change: Change, rule: Rule | None) -> tuple[Result, str]:
     words = in_words(change)
     if change.old is None or _not_finite(change.old):
-        return "could not be compared", f"{words}: the recorded value is none to compare with"
+        return "could not be compared", f"{words}: the recorded value cannot be compared"
     if rule == "any":
         return "differs as expected", words
     if not is_number(change.new) or not is_number(change.old) or _not_finite(change.new):
@@ -159,13 +159,13 @@ def _hold(change: Change, rule: Rule | None) -> tuple[Result, str]:
     if rule is None:
         return "differs", f"{words}, and must be equal"
     allowed = rule.allowed(change.old)
-    # What is just allowed must not fail by the rounding of the difference.
+    # Rounding must not reject a difference that is exactly the allowed one.
     within = abs(change.new - change.old) <= allowed or math.isclose(abs(change.new - change.old), allowed)
     return "within tolerance" if within else "differs", f"{words}, {allowed:.3g} allowed"
 
 
 def _excuse_only_beside_figures(rows: Sequence[Row], rules: Rules | None) -> list[Row]:
-    """Bytes that may differ are excused only where figures of the same stage were judged, well or not."""
+    """Accept files that may differ only if figures of the same stage were compared."""
     judged = {
         row.stage
         for row in rows
@@ -180,7 +180,7 @@ def _excuse_only_beside_figures(rows: Sequence[Row], rules: Rules | None) -> lis
 
 
 def _excuse_only_by_its_counts(row: Row, committed: Path) -> Row:
-    """Figures that do not follow from the confusion that was recorded with them are of no run, however near."""
+    """Reject figures that do not follow from the confusion matrix recorded with them, however close they are."""
     if row.path not in (counts.EVALUATION, counts.METRICS) or row.result not in EXCUSED:
         return row
     try:
@@ -191,7 +191,7 @@ def _excuse_only_by_its_counts(row: Row, committed: Path) -> Row:
 
 
 def _same_arithmetic(rows: Sequence[Row], rules: Rules, committed: Path, folder: Path) -> dict[str, str]:
-    """Return, of the stages that computed here as they did there, what shows it."""
+    """Return the stages whose arithmetic was the same here as in the record, with the evidence."""
     same = {
         row.stage: f"{row.path} is identical"
         for row in rows
@@ -204,7 +204,7 @@ def _same_arithmetic(rows: Sequence[Row], rules: Rules, committed: Path, folder:
 
 
 def _excuse_only_with_other_arithmetic(rows: Sequence[Row], same: Mapping[str, str]) -> list[Row]:
-    """What a stage computed as it did there has no reason to differ at all."""
+    """Reject differences in stages whose arithmetic was the same."""
     return [
         replace(row, result="differs", detail=f"{row.detail}; but {same[row.stage]}, so nothing else may differ")
         if row.result in EXCUSED and row.stage in same
@@ -232,7 +232,7 @@ def _hashes(expected: Output, found: Output) -> str:
 
 
 def worst(results: Iterable[Result]) -> Result:
-    """Return the result that decides: a difference, whatever else; then what could not be compared."""
+    """Return the worst result: first a difference, then an output that could not be compared."""
     order: Sequence[Result] = (
         "differs",
         "could not be compared",
@@ -241,5 +241,5 @@ def worst(results: Iterable[Result]) -> Result:
         "identical",
     )
     found = set(results)
-    # Nothing compared is nothing proved.
+    # Without any comparison nothing is proved.
     return next((result for result in order if result in found), "could not be compared")

@@ -1,4 +1,4 @@
-"""dvc.lock: what a run was made from and what it made; where two of them differ, or one and params.yaml."""
+"""Reads dvc.lock, the record of a run's inputs and outputs, and compares locks with each other and params.yaml."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ PARAMS = "params.yaml"
 
 @dataclass(frozen=True)
 class Output:
-    """A file that a stage made; `md5` is None where the lock does not tell it."""
+    """An output of a stage; `md5` is None where the lock does not have it."""
 
     stage: str
     path: str
@@ -26,7 +26,7 @@ class Output:
 
 
 class File(BaseModel):
-    """An entry of deps or outs; a folder's md5 ends in .dir."""
+    """An entry of deps or outs; the md5 of a folder ends in .dir."""
 
     path: str
     hash: str | None = None
@@ -35,7 +35,7 @@ class File(BaseModel):
 
 
 class Stage(BaseModel):
-    """One stage; `params` by file and by the key that dvc.yaml names, which may be a whole section."""
+    """A stage; `params` by file, then by the key in dvc.yaml, which may be a whole section."""
 
     cmd: str | list[str]
     deps: list[File] = []
@@ -44,21 +44,21 @@ class Stage(BaseModel):
 
 
 class Lock(BaseModel):
-    """The whole file; what else DVC writes into it is not needed here."""
+    """The file, without the fields that are not needed here."""
 
     stages: dict[str, Stage] = Field(min_length=1)
 
     def outputs(self) -> dict[str, Output]:
         """Return the outputs by path, in the order of the stages."""
         return {
-            # Before version 3, DVC hashed text with its line ends changed: not the hash of the file.
+            # Before version 3, DVC hashed text files after converting line endings.
             out.path: Output(name, out.path, out.md5 if out.hash == "md5" else None, out.size)
             for name, stage in self.stages.items()
             for out in stage.outs
         }
 
     def params(self) -> dict[str, Any]:
-        """Return the values of params.yaml by dotted key; `StageError` when two stages had different ones."""
+        """Return the values of params.yaml by dotted key; raises `StageError` when two stages disagree."""
         found: dict[str, Any] = {}
         whose: dict[str, str] = {}
         for name, stage in self.stages.items():
@@ -73,11 +73,11 @@ class Lock(BaseModel):
 
 
 def read_lock(path: Path, where: str = "") -> Lock:
-    """Return the lock; raises `StageError` when there is none, or not all of one. `where` names its revision."""
+    """Return the lock; raises `StageError` when it is missing or damaged. where: its revision, for messages."""
     name = f"{NAME}{where}"
     if not path.exists():
         raise StageError(
-            f"{name}: no such file, so there is nothing to hold a run to; run: dvc repro, and commit it"
+            f"{name}: no such file, so there is nothing to compare with; run: dvc repro, and commit it"
         )
     try:
         return Lock.model_validate(read(path))
@@ -86,12 +86,12 @@ def read_lock(path: Path, where: str = "") -> Lock:
     except ValidationError as error:
         first = error.errors()[0]
         reason = f"{'.'.join(map(str, first['loc'])) or 'the file'}: {first['msg']}"
-    remedy = "name another revision" if where else f"run: git checkout {NAME}, or dvc repro where no commit has it"
-    raise StageError(f"{name}: cut short or damaged ({reason}); {remedy}")
+    remedy = "name another revision" if where else f"run: git checkout {NAME}, or dvc repro if no commit has it"
+    raise StageError(f"{name}: incomplete or damaged ({reason}); {remedy}")
 
 
 def differing_params(locked: Mapping[str, Any], values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield in words how values in a lock, by the keys that a stage reads, differ from those of params.yaml."""
+    """Describe differences between the values in a lock, by the keys that a stage reads, and params.yaml."""
     a, b = flat(locked), flat(values)
     read_here = {key for key in b if any(key == name or key.startswith(f"{name}.") for name in locked)}
     for key in sorted(a.keys() | read_here):
@@ -100,7 +100,7 @@ def differing_params(locked: Mapping[str, Any], values: Mapping[str, Any]) -> It
 
 
 def contradictions(lock: Lock) -> Iterator[tuple[str, str]]:
-    """Yield stage and words where a stage read other data than the stage before it wrote: runs that were mixed."""
+    """Yield stage and description where a stage read other data than the stage before it wrote (mixed runs)."""
     made = lock.outputs()
     for name, stage in lock.stages.items():
         for dep in stage.deps:
@@ -109,7 +109,7 @@ def contradictions(lock: Lock) -> Iterator[tuple[str, str]]:
 
 
 def changed_inputs(old: Lock, new: Lock) -> Iterator[tuple[str, str]]:
-    """Yield stage and words for each command and each dep, other than the pipeline's own data, that differs."""
+    """Yield stage and description for each command and dep that differs, apart from the pipeline's own data."""
     made = old.outputs().keys() | new.outputs().keys()
     for name, stage in new.stages.items():
         if name not in old.stages:

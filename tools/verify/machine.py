@@ -1,6 +1,6 @@
-"""The machine that made a result and this one: the same kind, of which the same bytes are promised, or another?
+"""Compares the machine that made a result with this one: of the same kind, the bytes must be the same.
 
-Both are told by environment/, which train and evaluate write (stages/model/runtime.py) and git keeps.
+Both are described in environment/, which train and evaluate write (stages/model/runtime.py) and git keeps.
 """
 
 import json
@@ -13,17 +13,17 @@ from stages.common.figures import flat, parse_figures
 
 Environments = dict[str, dict[str, Any]]  # by stage; of each, the values by dotted key
 
-# What the same locked packages promise the same bytes in spite of; `runtime` is a choice, taken from dvc.lock.
+# Differences that do not affect the bytes. `runtime` is a section of params.yaml, taken from dvc.lock.
 PROMISED = ("cores", "libc", "python", "runtime.")
 TRAINING = "metrics/train.csv"
-OF_MODEL = "model_sha256"  # which model a record is of; nothing of the machine
-PORTABLE_THREADS = 4  # with more, sums are split elsewhere even when the instruction set is capped
+OF_MODEL = "model_sha256"  # the model of a record, which says nothing about the machine
+PORTABLE_THREADS = 4  # more threads split sums differently, even with the instruction set capped
 
 
 def read_environments(folder: Path) -> Environments:
-    """Return what the checkout `folder` has recorded of its model; `StageError` when a record cannot be read.
+    """Return the environments recorded in the checkout `folder`; raises `StageError` when a record cannot be read.
 
-    Records of another model are left out: DVC has brought back results, and not the record of their machine.
+    Records of another model are left out: DVC restores results, but not the record of their machine.
     """
     return {
         stage: record
@@ -33,7 +33,7 @@ def read_environments(folder: Path) -> Environments:
 
 
 def of_other_models(folder: Path) -> list[str]:
-    """Return the stages whose record in the checkout `folder` is of another model than metrics/train.csv."""
+    """Return the stages whose record in the checkout `folder` belongs to another model than metrics/train.csv."""
     return [stage for stage, record in _records(folder).items() if record.get(OF_MODEL) != recorded_model(folder)]
 
 
@@ -48,7 +48,7 @@ def _records(folder: Path) -> Environments:
 
 
 def recorded_model(folder: Path) -> Any:
-    """Return the SHA-256 of the model that the metrics are of; None where they do not tell."""
+    """Return the SHA-256 of the model in metrics/train.csv, or None."""
     try:
         return parse_figures((folder / TRAINING).read_bytes(), TRAINING).get(OF_MODEL)
     except (FileNotFoundError, StageError):
@@ -56,7 +56,7 @@ def recorded_model(folder: Path) -> Any:
 
 
 def differences(recorded: Environments, here: Environments) -> dict[str, str]:
-    """Return in words, by key, what differs in the stages of which both have a record."""
+    """Return a description of each difference, by key, for the stages that both have a record of."""
     return {
         key: f"{key}: {recorded[stage].get(key, 'none')} recorded, {here[stage].get(key, 'none')} here"
         for stage in recorded.keys() & here.keys()
@@ -66,7 +66,7 @@ def differences(recorded: Environments, here: Environments) -> dict[str, str]:
 
 
 def other_kind(recorded: Environments, here: Environments) -> list[str]:
-    """Return those differences for which other bytes are to be expected."""
+    """Return the differences that can change the bytes."""
     ignored: tuple[str, ...] = PROMISED
     if all(map(_portable, [*recorded.values(), *here.values()])):
         ignored = (*ignored, "cpu", "cpu_flags")
@@ -75,12 +75,12 @@ def other_kind(recorded: Environments, here: Environments) -> list[str]:
 
 
 def portable_here(here: Environments) -> bool:
-    """Tell whether a run with the instruction set capped at AVX2 has the same bytes here as on other machines."""
+    """Return whether a run limited to AVX2 gives the portable bytes on this machine."""
     return all(map(_portable, here.values()))
 
 
 def _portable(environment: Mapping[str, Any]) -> bool:
-    threads = environment.get("runtime.threads")  # of a file that anyone may have edited
+    threads = environment.get("runtime.threads")  # the file may have been edited
     return (
         environment.get("runtime.cpu_isa") == "avx2"
         and isinstance(threads, int)

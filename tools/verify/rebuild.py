@@ -1,4 +1,4 @@
-"""A revision, cloned into an empty folder and made anew there, with nothing that an earlier run left.
+"""Clones a revision into an empty folder and runs its pipeline there, without anything left from earlier runs.
 
 The clone has an empty DVC cache and run cache of its own, and no dvc.lock: so every stage runs. Of the person's
 own, only the sources and the cache of downloads are used, whose bytes the stage download checks.
@@ -19,14 +19,14 @@ from stages.common.failure import StageError
 from stages.common.params import read
 from tools.verify.lock import NAME, Lock, read_lock
 
-# What a person or a git hook may have set, and would make another run of it.
+# Variables that a user or a git hook may have set, and that would change the run.
 REMOVED = ("DVC_", "GIT_", "PYTHONPATH", "PYTHONSAFEPATH")
-GRACE = 2.0  # seconds for killed processes to be gone, before their folder is removed
+GRACE = 2.0  # seconds for killed processes to end before their folder is removed
 
 
 @contextmanager
 def workplace(named: Path | None) -> Iterator[Path]:
-    """Yield an empty folder: a temporary one, removed in the end, or `named`, which is kept."""
+    """Yield an empty folder: a temporary one that is removed at the end, or `named`, which is kept."""
     if named is None:
         with tempfile.TemporaryDirectory(prefix="verify-") as folder:
             yield Path(folder).resolve()
@@ -38,9 +38,9 @@ def workplace(named: Path | None) -> Iterator[Path]:
 
 
 def find_commit(revision: str) -> str:
-    """Return the commit's hash; `StageError` when `revision` names none of the repository at hand."""
-    _git(Path.cwd(), "rev-parse", "--git-dir")  # outside a checkout, git says so
-    if not revision:  # in CI, a variable that nobody set
+    """Return the hash of the commit; raises `StageError` when this repository has no such `revision`."""
+    _git(Path.cwd(), "rev-parse", "--git-dir")  # fails with git's own message outside a checkout
+    if not revision:  # for instance an unset variable in CI
         raise StageError("the revision is empty; name a commit, a tag or a branch")
     found = _git(
         Path.cwd(), "rev-parse", "--verify", "--quiet", "--end-of-options", f"{revision}^{{commit}}", check=False
@@ -53,19 +53,19 @@ def find_commit(revision: str) -> str:
 
 
 def clean() -> bool:
-    """Tell whether the working directory has nothing but what is committed."""
+    """Return whether the working directory has no uncommitted changes."""
     return not _git(Path.cwd(), "status", "--porcelain")
 
 
 def clone(commit: str, folder: Path) -> None:
-    """Bring `commit` of the repository at hand into the new `folder`, as another person would have it."""
+    """Clone `commit` of this repository into the new `folder`."""
     source = _git(Path.cwd(), "rev-parse", "--show-toplevel")
     _git(Path.cwd(), "clone", "--quiet", "--shared", "--no-checkout", "--", source, str(folder))
     _git(folder, "checkout", "--quiet", "--detach", commit)
 
 
 def set_aside(paths: Iterable[str], folder: Path, to: Path) -> None:
-    """Move committed outputs out of the clone, so that nothing of them is in what is made anew."""
+    """Move committed outputs out of the clone, so that the rebuild cannot reuse them."""
     for path in paths:
         if (folder / path).exists():
             (to / path).parent.mkdir(parents=True, exist_ok=True)
@@ -80,14 +80,14 @@ def rebuild(folder: Path, stage: str | None) -> Lock:
     names = list(read(folder / "dvc.yaml").get("stages") or {})
     if stage and stage not in names:
         raise StageError(f"--stage {stage}: no stage of dvc.yaml; name one of {', '.join(names)}")
-    # A person's or the repository's configuration may name a shared cache, in which the outputs are.
+    # The user's or the repository's configuration may name a shared cache, which has the outputs.
     (folder / ".dvc" / "config.local").write_text("[cache]\n    dir = cache\n", encoding="utf-8")
     wanted = [stage] if stage else names
     for number, name in enumerate(wanted, 1):
         began = time.monotonic()
         step = f"[{number}/{len(wanted)}] {name}"
         say(f"{step}{' and the stages before it' if stage else ''}")
-        # DVC's standard output, which would say to commit the lock and to push, is not for the clone.
+        # DVC's standard output suggests committing and pushing, which does not apply to the clone.
         if code := _run([sys.executable, "-m", "dvc", "repro", name], folder):
             ended = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
             raise StageError(f"the rebuild stopped in {name} ({ended}); its own message is above")
@@ -96,12 +96,12 @@ def rebuild(folder: Path, stage: str | None) -> Lock:
 
 
 def say(message: str) -> None:
-    """Tell the person who waits."""
+    """Print progress to standard error."""
     print(f"verify: {message}", file=sys.stderr, flush=True)
 
 
 def _run(command: Sequence[str], folder: Path) -> int:
-    """Run a command in `folder` to its end; when interrupted, kill all that it started before anything else."""
+    """Run a command in `folder`. When interrupted, first kill everything that it started."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(REMOVED)}
     environment = {
         **kept,
@@ -111,7 +111,7 @@ def _run(command: Sequence[str], folder: Path) -> int:
         "DVC_SYSTEM_CONFIG_DIR": str(folder.parent / "dvc" / "system"),
         "DVC_NO_ANALYTICS": "1",
     }
-    # In a session of its own: DVC passes no signal on to its stage, and a Ctrl-C is answered here, in one line.
+    # In its own session, because DVC does not pass signals on to its stages; Ctrl-C is handled here.
     with subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.DEVNULL, start_new_session=True
     ) as process:
@@ -129,7 +129,7 @@ def _kill_session(process: "subprocess.Popen[bytes]") -> None:
             os.killpg(process.pid, signal.SIGKILL)
             process.poll()
             time.sleep(0.05)
-    except (ProcessLookupError, PermissionError):  # macOS says the latter of what is dead and not yet waited for
+    except (ProcessLookupError, PermissionError):  # macOS raises the latter for zombies
         return
 
 

@@ -1,7 +1,7 @@
-"""Is dvc.lock still that of the code and params at hand? Told without data and without running anything.
+"""Checks whether dvc.lock belongs to the current code and params, without data and without running anything.
 
-`dvc status` exits with 0 whatever it finds, says of absent data that it changed, of a changed param only its
-section, and nothing of what dvc.yaml no longer has. So its JSON is read here, and the rest is taken from the lock.
+`dvc status` exits with 0 whatever it finds, reports missing data as changed, names only the section of a changed
+param, and ignores what dvc.yaml no longer has. So its JSON is parsed here, and the rest is read from the lock.
 """
 
 import json
@@ -19,15 +19,15 @@ from stages.common.figures import flat
 from stages.common.params import read
 from tools.verify.lock import NAME, PARAMS, Lock, Stage, contradictions, differing_params, read_lock
 
-Finding = tuple[str, str]  # the stage, and in words what makes it stale
+Finding = tuple[str, str]  # the stage, and why it is stale
 
 
 def stale(folder: Path, choices: Mapping[str, Any], wanted: str | None = None) -> list[Finding]:
     """Return what `dvc repro` would run again in the checkout `folder`, if it had the data.
 
-    `wanted` is a stage, to look at no other. `choices` stand for those of params.yaml, by dotted key, as after
-    `dvc exp run -S`. Raises `StageError` when that cannot be told: without a sound lock, of a frozen stage, or
-    with pictures that `dvc add` tracks and that are not there.
+    wanted: check only this stage. choices: values that replace those of params.yaml, by dotted key, like
+    `dvc exp run -S`. Raises `StageError` when this cannot be decided: without a valid lock, for a frozen stage, or
+    when pictures that `dvc add` tracks are missing.
     """
     lock = read_lock(folder / NAME)
     values = flat(read(folder / PARAMS))
@@ -52,16 +52,16 @@ def stale(folder: Path, choices: Mapping[str, Any], wanted: str | None = None) -
     findings += contradictions(lock)
     findings = [found for found in dict.fromkeys(findings) if wanted in (None, found[0])]
     frozen = [name for name, stage in pipeline.items() if stage.frozen and wanted in (None, name)]
-    if frozen and not findings:  # which would decide
+    if frozen and not findings:  # otherwise it is stale anyway
         raise StageError(f"{frozen[0]}: frozen, so DVC does not look at its deps; run: dvc unfreeze {frozen[0]}")
     return sorted(findings, key=lambda found: order.index(found[0]) if found[0] in order else len(order))
 
 
 def _pipeline(folder: Path) -> dict[str, Any]:
-    """Return the stages of dvc.yaml as DVC has them, its templates filled in, by name."""
+    """Return the stages of dvc.yaml by name, with its templates resolved."""
     try:
         with Repo(str(folder)) as repo:
-            own = folder.resolve() / "dvc.yaml"  # as DVC names it where the checkout is behind a link
+            own = folder.resolve() / "dvc.yaml"  # resolved, like DVC's paths in a linked checkout
             return {stage.name: stage for stage in repo.index.stages if Path(stage.path).resolve() == own}
     except DvcException as error:
         raise StageError(f"dvc.yaml cannot be read: {error}; correct that, then run again") from None
@@ -76,11 +76,11 @@ def _status(folder: Path) -> dict[str, list[Any]]:
         reason = done.stderr.strip().partition("\n")[0] or f"exit code {done.returncode}"
     except ValueError:
         reason = "it printed no JSON"
-    raise StageError(f"dvc status cannot tell: {reason}; correct that, then run again")
+    raise StageError(f"dvc status failed: {reason}; correct that, then run again")
 
 
 def _changes(folder: Path, lock: Lock, name: str, entries: list[Any], in_git: Collection[str]) -> Iterator[str]:
-    """Yield in words what DVC says of one stage, absent data left out, unless git has it."""
+    """Describe what DVC reports about one stage, without missing data that git does not keep."""
     stage = lock.stages.get(name)
     if stage is None:
         yield f"{NAME} has no stage {name}"
@@ -103,7 +103,7 @@ def _changes(folder: Path, lock: Lock, name: str, entries: list[Any], in_git: Co
 
 
 def _dropped(name: str, stage: Stage, now: Any) -> Iterator[str]:
-    """Yield in words what the lock has of a stage and dvc.yaml, in which the stage is `now`, has not."""
+    """Describe what the lock has for a stage and dvc.yaml (the stage `now`) does not."""
     if now is None:
         yield f"dvc.yaml has no stage {name}"
         return
@@ -118,7 +118,7 @@ def _dropped(name: str, stage: Stage, now: Any) -> Iterator[str]:
 
 def _params(stage: Stage, file: str, keys: Mapping[str, str]) -> Iterator[str]:
     for key, state in keys.items():
-        # The values of params.yaml that both have were compared before, with the choices in force.
+        # Values of params.yaml that both have were compared before, with `choices` applied.
         if file != PARAMS or key not in stage.params.get(file, {}):
             yield f"{key} of {file}: {state} since {NAME} was written"
 
@@ -128,9 +128,9 @@ def _dep(folder: Path, lock: Lock, name: str, path: str, state: str) -> Iterator
     if path in lock.outputs():
         if not known:
             yield f"{path}: a dep of {name}, but not in {NAME}"
-        return  # data: absent, or judged where it is made
+        return  # data: missing, or checked at the stage that makes it
     if absent := _not_pulled(folder, path):
-        raise StageError(f"{absent}: not here, so whether it changed cannot be told; run: dvc pull {absent}")
+        raise StageError(f"{absent}: missing, so it cannot be compared; run: dvc pull {absent}")
     if not known:
         yield f"{path}: a dep of {name}, but not in {NAME}"
     elif state == "deleted":
@@ -140,7 +140,7 @@ def _dep(folder: Path, lock: Lock, name: str, path: str, state: str) -> Iterator
 
 
 def _not_pulled(folder: Path, path: str) -> str | None:
-    """Return what `dvc add` tracks at `path` or below it, and is not there."""
+    """Return the first missing file or folder at or below `path` that `dvc add` tracks."""
     tracking = [folder / f"{path}.dvc", *(folder / path).rglob("*.dvc")]
     missing = (file.with_suffix("") for file in tracking if file.is_file() and not file.with_suffix("").exists())
     return next((str(target.relative_to(folder)) for target in missing), None)

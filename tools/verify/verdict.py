@@ -1,4 +1,4 @@
-"""Rebuild a revision, compare it with what it claims, and say what came of it."""
+"""Rebuilds a revision, compares it with its claim, and reports the result."""
 
 import argparse
 import shutil
@@ -29,30 +29,32 @@ CODES: Mapping[Result, int] = {
 }
 
 
-BESIDES = 100_000_000  # bytes for code, logs and DVC's databases; with none left for those, DVC waits forever
+BESIDES = 100_000_000  # bytes for code, logs and DVC's databases; on a full disk DVC waits forever
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `--json` prints, with the sentence that says it."""
+    """The report that `--json` prints, with a summarizing sentence."""
 
     commit: str
-    against: str  # what the rebuild was held to
+    against: str  # what the rebuild was compared with
     mode: str  # exact or tolerance
-    why: str  # that mode
-    result: Result  # the one that decides
+    why: str  # the reason for the mode
+    result: Result  # the worst of all outputs
     sentence: str
     outputs: list[Row]
-    reasons: list[str]  # likely ones, of the first difference
+    reasons: list[str]  # likely reasons for the differences
     notes: list[str]
 
 
 def verify(options: argparse.Namespace) -> Report:
-    """Rebuild and compare; raises `StageError` when that could not be done."""
+    """Rebuild and compare; raises `StageError` when that is not possible."""
     rules = load_rules()
     commit = find_commit(options.revision)
     notes = (
-        [] if clean() else [f"the working directory has changes that no commit has; {options.revision} has not"]
+        []
+        if clean()
+        else [f"the working directory has uncommitted changes, which {options.revision} does not include"]
     )
     with workplace(options.folder) as place:
         folder, kept = place / "rebuild", place / "committed"
@@ -68,9 +70,9 @@ def verify(options: argparse.Namespace) -> Report:
             claim = claim_of_lock(old, folder, kept)
             notes += remarks(old, values, claim.environment, machine.of_other_models(folder))
             _refuse_another_dataset(options.dataset, params.get("dataset.name"))
-        # A key that the revision's params.yaml lacks is one that its code does not know.
+        # The code of the revision does not know keys that its params.yaml does not have.
         choices = {key: value for key, value in params.items() if key in values}
-        # Each output stands in the folder and in its DVC cache.
+        # Each output exists in the folder and in its DVC cache.
         size = BESIDES + 2 * sum(output.size for output in claim.outputs.values())
         require_space(place, size * (2 if options.twice else 1))
         made_before = [NAME, "environment", *claim.outputs]
@@ -91,7 +93,7 @@ def verify(options: argparse.Namespace) -> Report:
 def summarize(
     commit: str, claim: Claim, rows: Sequence[Row], mode: tuple[str, str], here: Environments, notes: Sequence[str]
 ) -> Report:
-    """Return the report of the rows: the deciding result, its sentence, and likely reasons of a difference."""
+    """Return the report for the rows: the worst result, a sentence, and likely reasons for differences."""
     result = worst(row.result for row in rows)
     reasons: list[str] = []
     if result not in ("identical", "could not be compared"):
@@ -115,26 +117,26 @@ def summarize(
 
 
 def paragraphs(report: Report, markdown: bool) -> Iterator[str]:
-    """Yield what people read."""
+    """Yield the paragraphs of the report for people."""
     yield table(
         ("stage", "output", "result"), [(row.stage, row.path, row.result) for row in report.outputs], markdown
     )
-    told = [row for row in report.outputs if row.detail]
-    if told:
-        yield _list("What differs:", [f"{row.path}: {row.detail}" for row in told], markdown)
+    described = [row for row in report.outputs if row.detail]
+    if described:
+        yield _list("What differs:", [f"{row.path}: {row.detail}" for row in described], markdown)
     if report.reasons:
         yield _list("Likely reasons:", report.reasons, markdown)
     if notes := [note for note in report.notes if note not in report.reasons]:
         yield _list("Of note:", notes, markdown)
     mode = {"exact": "Exact", "tolerance": "With tolerances"}[report.mode]
-    yield f"{report.commit[:10]}, held to {report.against}. {mode}: {report.why}."
+    yield f"{report.commit[:10]}, compared with {report.against}. {mode}: {report.why}."
     yield f"**{report.sentence}**" if markdown else report.sentence
 
 
 def _made_anew(
     folder: Path, aside: Path, made_before: Sequence[str], choices: Mapping[str, Any], stage: str | None
 ) -> Lock:
-    """Run the clone in `folder` with `choices`, up to `stage`; what it had of `made_before` goes to `aside`."""
+    """Run the clone in `folder` with `choices`, up to `stage`, after moving `made_before` to `aside`."""
     set_aside(made_before, folder, aside)
     choose(folder / PARAMS, choices)
     _bring_pictures(choices, folder)
@@ -142,9 +144,9 @@ def _made_anew(
 
 
 def _bring_pictures(choices: Mapping[str, Any], folder: Path) -> None:
-    """Copy a person's own pictures, which git has not, from the working directory; dvc.lock tells other ones.
+    """Copy your own pictures, which git does not have, from the working directory.
 
-    Those at an absolute path are found where they are.
+    Other pictures would not match dvc.lock. Pictures at an absolute path stay where they are.
     """
     if choices.get("dataset.name") == "folder":
         pictures = Path(choices["dataset.folder.path"])
@@ -156,11 +158,11 @@ def _bring_pictures(choices: Mapping[str, Any], folder: Path) -> None:
 
 def _refuse_another_dataset(asked: str | None, found: Any) -> None:
     if asked not in (None, found):
-        raise StageError(f"--dataset {asked}: {NAME} is of {found}; name that, or digits for the demo")
+        raise StageError(f"--dataset {asked}: {NAME} belongs to {found}; use that, or digits for the demo")
 
 
 def _mode(options: argparse.Namespace, claim: Claim, here: Environments) -> tuple[bool, str]:
-    """Tell whether bytes are held to be the same, and why."""
+    """Return whether the comparison is exact, and why."""
     others = machine.other_kind(claim.environment, here)
     if options.exact:
         return True, "as asked"
@@ -168,13 +170,13 @@ def _mode(options: argparse.Namespace, claim: Claim, here: Environments) -> tupl
         kind = "" if others or not claim.environment else ", though it was made on this kind of machine"
         return False, f"as asked{kind}"
     if options.twice:
-        return True, "both were made here"
+        return True, "both rebuilds were made here"
     if options.dataset == "digits":
         promised = machine.portable_here(here)
-        kind = "such a machine" if promised else "none"
-        return promised, f"the demo's bytes are promised on Linux x86-64 with AVX2, and this is {kind}"
+        kind = "one" if promised else "not one"
+        return promised, f"the demo's bytes are promised on Linux x86-64 with AVX2, and this machine is {kind}"
     if not claim.environment:
-        return True, "no environment is recorded that would tell of another kind of machine"
+        return True, "no environment is recorded, so the machine counts as the same kind"
     if others:
         return False, f"recorded on another kind of machine ({'; '.join(others)})"
     return True, "recorded on this kind of machine"
@@ -186,20 +188,20 @@ def _sentence(rows: Sequence[Row], result: Result) -> str:
     total = f"{counts[result]} of {len(rows)} outputs"
     match result:
         case "identical":
-            return f"Reproduced: all {len(rows)} outputs have the recorded bytes."
+            return f"Reproduced: all {len(rows)} outputs match byte for byte."
         case "differs":
-            return f"Not reproduced: {total} differ, the first is {first}."
+            return f"Not reproduced: {total} differ (first: {first})."
         case "could not be compared":
-            return f"Could not be decided: {total} could not be compared, the first is {first or 'missing'}."
+            return f"Undecided: {total} could not be compared (first: {first or 'missing'})."
         case _:
             parts = [f"{count} {name}" for name, count in counts.items() if count]
-            return f"Reproduced within tolerance, not byte for byte: of {len(rows)} outputs {', '.join(parts)}."
+            return f"Reproduced within tolerance, not byte for byte. Of {len(rows)} outputs: {', '.join(parts)}."
 
 
 def _but(notes: Sequence[str], result: Result) -> str:
-    """Return what a pass does not say: a revision whose dvc.lock is of other params or code than its own."""
+    """Return a caveat for a revision whose dvc.lock does not belong to its own params or code."""
     if CODES[result] == 0 and any(NAME in note for note in notes):
-        return f" But {NAME} is not that of this commit's own params or code: see above."
+        return f" But {NAME} does not belong to this commit's params or code: see above."
     return ""
 
 
