@@ -194,7 +194,7 @@ def test_a_package_of_another_version_and_one_that_is_missing_are_wrong(project:
         file.write("no-such-package==1\nnot-for-us==1 ; sys_platform == 'win32'\n")
     other, missing = findings(environment.packages)
     assert re.fullmatch(r"1 packages do not have the version .*: numpy [\d.]+ instead of 0\.0\.1", other.found)
-    assert missing.found == "1 of requirements.txt are not installed: no-such-package==1"
+    assert missing.found == "1 packages of requirements.txt are not installed: no-such-package==1"
     assert (other.state, missing.state) == ("wrong", "wrong")
 
 
@@ -289,7 +289,7 @@ def test_a_file_that_is_gone_is_brought_back_by_git_and_not_committed_as_gone(pr
     assert states(repository.git) == ["ok"]
 
 
-@pytest.mark.parametrize("size", [420, 1700, 3000])
+@pytest.mark.parametrize("size", [420, 1000, 1300, 1640, 1800, 2100, 3000])
 def test_a_truncated_dvc_yaml_is_wrong_once_and_git_mends_it(project: Project, size: int) -> None:
     path = project.folder / "dvc.yaml"
     path.write_bytes(path.read_bytes()[:size])

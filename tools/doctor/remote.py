@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.doctor import recorded
+from tools.doctor import recorded, repository
 from tools.doctor.finding import Finding, NotChecked, listed
 
 SECONDS = 15.0  # time limit, including the start of DVC
@@ -58,6 +58,8 @@ def remote(offline: bool) -> Iterator[Finding]:
         )
         return
     except subprocess.CalledProcessError as error:
+        if any(finding.state == "wrong" for finding in repository.pipeline()):
+            raise NotChecked(f"{name}: {recorded.PIPELINE} is incomplete") from None
         lines = error.stderr.strip().splitlines() or [f"exit code {error.returncode}"]
         yield Finding("wrong", f"{name} cannot be read: {lines[-1]}; to see more", "dvc status --cloud --verbose")
         return

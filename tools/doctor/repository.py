@@ -83,7 +83,7 @@ def pipeline() -> Iterator[Finding]:
     except NotChecked:  # nothing to compare with
         missing = []
     if missing:
-        found = f"{path} lacks {listed(missing)}, which {recorded.LOCK} has"
+        found = f"{path} does not have {listed(missing)}, which {recorded.LOCK} records"
         if remedy := _restore(path):
             yield Finding("wrong", f"{found}: incomplete, or changed since the last dvc repro", remedy)
         else:
