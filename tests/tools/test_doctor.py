@@ -321,6 +321,15 @@ def test_a_broken_configuration_of_dvc_is_wrong_once_and_git_mends_it(project: P
     assert states(repository.config) == ["ok"]
 
 
+def test_a_cache_whose_path_is_not_ascii_is_a_note_with_a_way_to_run_a_queue(project: Project) -> None:
+    local = f"[cache]\n    dir = {project.folder.parent / 'prüfung'}\n"  # dvc config cannot write this path either
+    (project.folder / ".dvc/config.local").write_text(local, encoding="utf-8")
+    note, _ = findings(repository.config)
+    assert note.state == "note"
+    assert "prüfung: DVC's cache has non-ASCII letters in its path" in note.found
+    assert note.found.endswith("dvc config --local cache.dir FOLDER")
+
+
 def test_a_broken_configuration_of_ones_own_is_named_and_put_aside(project: Project) -> None:
     (project.folder / ".dvc/config.local").write_text("[cor", encoding="utf-8")
     found = wrong(repository.config)
@@ -546,9 +555,7 @@ def test_a_stage_whose_dvc_was_killed_is_wrong_and_the_kill_ends_it(
     project, pid, _ = orphaned
     enter(project, monkeypatch)
     found = wrong(processes.running_stages)
-    assert found.found.startswith(
-        f"models/: train is running, process {pid}, although its dvc has ended"
-    )
+    assert found.found.startswith(f"models/: train is running, process {pid}, although its dvc has ended")
     assert findings(unfinished.checkpoints)[-1].found.endswith(": of the training that is running")
     os.kill(pid, signal.SIGCONT)
     mend(found)
@@ -606,7 +613,8 @@ def test_an_object_with_a_changed_byte_is_wrong_and_mended_to_the_bytes_it_had(
     if where != "cache":
         change_a_byte(project.folder / "data/raw/test.npz")
     found = wrong(storage.cache)
-    assert f"{path.relative_to(project.folder)}, the object of data/raw/test.npz, does not match its hash" in found.found
+    name = path.relative_to(project.folder)
+    assert f"{name}, the object of data/raw/test.npz, does not match its hash" in found.found
     assert ("dvc repro" in found.remedy) == (where != "cache")
     mend(replace(found, remedy=f"{found.remedy} download") if where != "cache" else found)  # evaluate is left out
     assert states(storage.cache) == ["ok"]
