@@ -163,7 +163,7 @@ def test_a_clone_without_data_has_nothing_to_share_and_says_so(
     with_tools = Project(other.folder, {**other.environment, "PYTHONPATH": str(ROOT)})
     refused = with_tools.run(sys.executable, "-m", "tools.share", check=False)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("share: 10 of the 10 outputs to push are not in DVC's cache here: data/raw/")
+    assert refused.stderr.startswith("share: 10 of the 10 outputs to push are missing from DVC's cache: data/raw/")
     assert refused.stderr.count("\n") == 1
     assert refused.stdout == ""
     other.run("dvc", "pull")

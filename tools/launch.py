@@ -1,8 +1,8 @@
-"""Train with several processes on this machine, for a try of what several machines would do.
+"""Train with several processes on this machine, to try out distributed training.
 
-Run as `python -m tools.launch --workers 2`, or `make train-distributed WORKERS=2`: `dvc repro` is the chief, and
-`python -m stages.train` each of the others, as on machines of their own. When one of them is gone, the others stop
-by themselves.
+Run as `python -m tools.launch --workers 2`, or `make train-distributed WORKERS=2`: `dvc repro` runs
+as the chief and `python -m stages.train` as each other worker, exactly as on separate machines. When one process
+ends, the others stop by themselves.
 """
 
 import argparse
@@ -26,24 +26,24 @@ from tools.rwlock import remove_unreadable_rwlock
 
 TRAIN = (sys.executable, "-m", "stages.train")
 REPRO = (sys.executable, "-m", "dvc", "repro")
-# For the others, after the chief; those that still wait for it, as it had nothing to do, are then ended.
+# After the chief has ended. Workers that still wait for it, because it had nothing to train, are then stopped.
 LAST_SECONDS = 10
-OWN_END_SECONDS = 3  # for each, before it is ended, when this process is
+GRACE_SECONDS = 3  # for each process to stop by itself when this one is interrupted
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, make the data, start all, wait for all."""
+    """Parse, prepare the data, start the processes and wait for them."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda received, frame: sys.exit(128 + received))
     parser = argparse.ArgumentParser(prog="python -m tools.launch", description=__doc__.partition("\n")[0])
-    parser.add_argument("--workers", type=int, default=2, help="processes, the chief among them")
+    parser.add_argument("--workers", type=int, default=2, help="number of processes, including the chief")
     options = parser.parse_args(arguments)
     if options.workers < 1:
-        raise StageError("--workers: at least 1 is needed")
+        raise StageError(f"--workers: it should be at least 1, found {options.workers}")
     params = load(Path("params.yaml"), "runtime", RuntimeParams)
     if params.strategy != "multi_worker":
         raise StageError(
-            f"params.yaml: runtime.strategy: {params.strategy} trains in one process; choose multi_worker"
+            f"params.yaml: runtime.strategy: {params.strategy} trains in one process; set it to multi_worker"
         )
     threads, cores = options.workers * params.threads, os.cpu_count() or 1
     if threads > cores:
@@ -52,14 +52,14 @@ def main(arguments: Sequence[str]) -> None:
     remove_unreadable_rwlock(Path())
     # The other workers need the outputs of preprocess as soon as they start.
     if subprocess.run([*REPRO, "preprocess"], check=False).returncode:
-        raise StageError("dvc repro preprocess failed: its own last line says why; nothing was started")
+        raise StageError("dvc repro preprocess failed (see the lines above); no worker was started")
     code = run(options.workers)
     if code:
-        raise StageError(f"a process ended with code {code}: its own last line says why")
+        raise StageError(f"a process exited with code {code} (see its last line above)")
 
 
 def run(workers: int) -> int:
-    """Start the processes, wait for all and return the first exit code that is not 0, the chief's first."""
+    """Start the processes, wait for them, and return the first non-zero exit code, the chief's first, or 0."""
     addresses = [f"127.0.0.1:{port}" for port in free_ports(workers)]
     with ExitStack() as started:
         processes: list[subprocess.Popen[bytes]] = []
@@ -81,17 +81,17 @@ def run(workers: int) -> int:
 
 
 def end(process: "subprocess.Popen[bytes]") -> None:
-    """End a process and what it started, as DVC leaves its stage running; Ctrl-C may be ending them already."""
+    """Stop a process and its children: DVC leaves its stage running. Ctrl-C may have stopped them already."""
     if process.poll() is None:
         found = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        _, left = psutil.wait_procs(found, timeout=OWN_END_SECONDS)
+        _, left = psutil.wait_procs(found, timeout=GRACE_SECONDS)
         for each in left:
-            each.kill()  # which costs no work: the chief has its last checkpoint
+            each.kill()  # loses no work: the chief has its last checkpoint
     process.wait()
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports of this machine that nothing listens on now."""
+    """Return TCP ports of this machine that are free now."""
     with ExitStack() as opened:
         sockets = [opened.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]

@@ -1,8 +1,8 @@
 """Write a recipe into params.yaml: `python -m tools.recipe fast`, or `tutorial` to go back.
 
-A recipe is recipes/NAME.yaml. Its sections model, train and evaluate take the place of those in params.yaml,
-comments and all; of runtime only the keys that it names are set. What else is chosen there stays. So the next
-`dvc repro` or `dvc exp run` trains and evaluates anew, and neither downloads nor preprocesses.
+A recipe is recipes/NAME.yaml. Its sections model, train and evaluate replace those in params.yaml, including
+comments; of runtime only the keys in the recipe are set. Everything else stays, so the next `dvc repro` or
+`dvc exp run` trains and evaluates again, but does not download or preprocess.
 """
 
 import argparse
@@ -26,13 +26,15 @@ WHOLE = ("model", "train", "evaluate")
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Parse, write, check, tell."""
+    """Parse, check, write, print."""
     options = _parse(arguments)
     recipe = RECIPES / f"{options.recipe}.yaml"
     if not recipe.is_file():
         known = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-        raise StageError(f"{options.recipe}: no such recipe; there are: {known or 'none: run in the repository'}")
-    # Of the rest only what comes of it is checked, as it may be the recipe that mends it.
+        raise StageError(
+            f"{options.recipe}: no such recipe; available: {known or 'none here; run this in the repository'}"
+        )
+    # The other sections are checked after the change, because the recipe may fix them.
     _check_recipe(recipe, load(options.params, "runtime", RuntimeParams))
     changed = with_recipe(options.params.read_text(encoding="utf-8"), recipe.read_text(encoding="utf-8"))
     with replacing(options.params) as partial:
@@ -40,27 +42,27 @@ def main(arguments: Sequence[str]) -> None:
         try:
             check_params(partial)
         except StageError as error:
-            problem = str(error).replace(str(partial), f"{options.params} with it")
-            raise StageError(f"{recipe}: nothing was changed, as {problem}") from None
-    print(f"{options.params} has the recipe {options.recipe}; now: dvc repro")
+            problem = str(error).replace(str(partial), f"{options.params} with this recipe")
+            raise StageError(f"{recipe}: nothing was changed: {problem}") from None
+    print(f"{options.params}: recipe {options.recipe} applied. Next: dvc repro")
 
 
 def _check_recipe(path: Path, runtime: RuntimeParams) -> None:
     recipe = read(path)
     absent, unknown = set(WHOLE) - recipe.keys(), recipe.keys() - {*WHOLE, "runtime"}
     unknown |= {f"runtime.{key}" for key in (recipe.get("runtime") or {}).keys() - runtime.model_dump().keys()}
-    for names, problem in ((absent, "not in it"), (unknown, "not a recipe's")):
+    for names, problem in ((absent, "missing"), (unknown, "not allowed in a recipe")):
         if names:
             raise StageError(
-                f"{path}: {', '.join(sorted(names))}: {problem}; a recipe has {', '.join(WHOLE)}, each whole, and "
-                "keys of runtime"
+                f"{path}: {', '.join(sorted(names))}: {problem}; a recipe has the whole sections "
+                f"{', '.join(WHOLE)}, and keys of runtime"
             )
 
 
 def with_recipe(params: str, recipe: str) -> str:
-    """Return the text of params.yaml, `params`, with the choices of the text `recipe` in it.
+    """Return `params`, the text of params.yaml, with the values of `recipe`, the text of a recipe.
 
-    Raises `StageError` when `params` is not written as sections at the left margin.
+    Raises `StageError` if the sections of `params` do not start at the left margin.
     """
     params, recipe = (text if text.endswith("\n") else f"{text}\n" for text in (params, recipe))
     for section in WHOLE:
@@ -69,26 +71,29 @@ def with_recipe(params: str, recipe: str) -> str:
     for key, value in (yaml.safe_load(recipe).get("runtime") or {}).items():
         if value == "bfloat16" and not has_bfloat16():
             value = "float32"
-            print("this CPU does not compute in bfloat16: float32, which takes 1.6 times as long", file=sys.stderr)
+            print(
+                "this CPU has no bfloat16 instructions: using float32, which takes 1.6 times as long",
+                file=sys.stderr,
+            )
         start, end = _value(params, "runtime", key)
         params = f"{params[:start]}{value}{params[end:]}"
     return params
 
 
 def _section(text: str, name: str) -> tuple[int, int]:
-    """Where a section of a YAML text stands: from its name to the blank lines and comments before the next one."""
+    """Return start and end of a section: from its name to the blank lines and comments before the next section."""
     root: Any = yaml.compose(text)
     keys = [key for key, _ in root.value]
-    place = next((place for place, key in enumerate(keys) if key.value == name), None)
-    if place is None or root.flow_style:
-        raise StageError(f"the section {name} is expected at the left margin; restore params.yaml with git")
-    start = keys[place].start_mark.index
-    end = keys[place + 1].start_mark.index if place + 1 < len(keys) else len(text)
+    index = next((index for index, key in enumerate(keys) if key.value == name), None)
+    if index is None or root.flow_style:
+        raise StageError(f"section {name} not found at the left margin; restore params.yaml with git")
+    start = keys[index].start_mark.index
+    end = keys[index + 1].start_mark.index if index + 1 < len(keys) else len(text)
     return start, start + len(re.sub(r"\n(?:[ \t]*\n|#.*\n)*\Z", "\n", text[start:end]))
 
 
 def _value(text: str, section: str, key: str) -> tuple[int, int]:
-    """Where the value of one of its keys stands."""
+    """Return start and end of the value of `section.key`."""
     node: Any = yaml.compose(text)
     for name in (section, key):
         node = next(value for found, value in node.value if found.value == name)

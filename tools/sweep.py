@@ -1,8 +1,8 @@
 """Run many experiments on the machines of a Ray cluster: `python -m tools.sweep -S train.batch_size=32,64`.
 
-Each is an ordinary DVC experiment of the last commit, made in a clone on whichever machine has the cores free, and
-brought here by git's remote and DVC's. Its name is made of its choices: started again, a sweep runs what git's
-remote has not yet. On one machine `dvc queue` does it without Ray.
+Each is an ordinary DVC experiment on the last commit. It runs in a clone on a machine with free cores, and comes
+back through the git and DVC remotes. Its name is a hash of its params, so a sweep that is started again skips what
+origin already has. On one machine, `dvc queue` does the same without Ray.
 """
 
 import argparse
@@ -26,38 +26,44 @@ from stages.common.params import read
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Run what is missing, say how each ended, bring the results; `StageError` when one failed."""
+    """Run the missing experiments, report each, fetch the results; raises `StageError` if one failed."""
     parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__.partition("\n")[0])
-    parser.add_argument("-S", "--set-param", action="append", required=True, help="as dvc exp run --queue has it")
+    parser.add_argument("-S", "--set-param", action="append", required=True, help="as for dvc exp run --queue")
     trials = expand(parser.parse_args(arguments).set_param)
     ask = partial(run, folder=Path(), error=StageError)
     if ask("git status --porcelain -uno") or ask("git rev-list -1 HEAD --not --remotes=origin"):
-        raise StageError("the machines get the last commit from origin; commit, git push, then run again")
+        raise StageError(
+            "uncommitted or unpushed changes: the machines clone the last commit from origin; commit, git push, "
+            "then run again"
+        )
     if not ask("python -m dvc remote list"):
-        raise StageError("no DVC remote, which brings the models; name one with: dvc remote add --default")
+        raise StageError(
+            "no DVC remote is configured to transfer the models; run: dvc remote add --default NAME URL"
+        )
     commit, url = ask("git rev-parse HEAD"), ask("git remote get-url origin")
     refs = ask(f"git ls-remote origin refs/exps/{commit[:2]}/{commit[2:]}/*").splitlines()
     there = {ref.rpartition("/")[2] for ref in refs} & trials.keys()
-    print(f"{len(trials)} experiments, {len(there)} of them in origin already", flush=True)
+    print(f"{len(trials)} experiments, {len(there)} already in origin", flush=True)
     there |= on_cluster(url, commit, {name: trials[name] for name in trials if name not in there})
     if there:
         ask(f"python -m dvc exp pull --no-cache origin {' '.join(sorted(there))}")
     if len(there) < len(trials):
-        raise StageError(f"{len(trials) - len(there)} of {len(trials)} experiments failed, as the lines above say")
-    print("All are here: dvc exp show --only-changed. A model: dvc exp pull origin NAME, then dvc exp apply NAME")
+        raise StageError(f"{len(trials) - len(there)} of {len(trials)} experiments failed (see the lines above)")
+    print("All results are here: dvc exp show --only-changed")
+    print("To get a model: dvc exp pull origin NAME && dvc exp apply NAME")
 
 
 def expand(choices: Sequence[str]) -> dict[str, list[str]]:
-    """Return the choices of each experiment by its name; the grammar is DVC's: `a=1,2`, `a=range(1,5)`."""
+    """Return the params of each experiment by name, in DVC's syntax: `a=1,2`, `a=range(1,5)`."""
     try:
         found = [one["params.yaml"] for one in get_hydra_sweeps(to_path_overrides(choices))]
     except (HydraException, KeyError):
-        raise StageError(f"-S {' '.join(choices)}: not written as in -S train.batch_size=32,64") from None
+        raise StageError(f"-S {' '.join(choices)}: invalid; the syntax is -S train.batch_size=32,64") from None
     return {f"sweep-{hashlib.sha256(repr(sorted(one)).encode()).hexdigest()[:8]}": one for one in found}
 
 
 def on_cluster(url: str, commit: str, trials: dict[str, list[str]]) -> set[str]:
-    """Run the trials, each on as many cores as it has threads, and return the names of those that succeeded."""
+    """Run the trials, each on as many cores as it has threads; return the names of those that succeeded."""
     try:
         import ray  # here, as it is an extra
 
@@ -65,14 +71,14 @@ def on_cluster(url: str, commit: str, trials: dict[str, list[str]]) -> set[str]:
     except ModuleNotFoundError:
         raise StageError("Ray is not installed; run, on each machine: pip install 'ray==2.60.*'") from None
     except ConnectionError:
-        raise StageError("no Ray cluster reaches this machine; begin one here with: ray start --head") from None
+        raise StageError("no Ray cluster found; start one with: ray start --head") from None
     largest = int(max(node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]))
     usual = str(read(Path("params.yaml"))["runtime"]["threads"])
     threads = {
         name: int(dict(c.split("=", 1) for c in trials[name]).get("runtime.threads", usual)) for name in trials
     }
-    if max(threads.values(), default=0) > largest:  # Ray would wait for such a machine for ever
-        raise StageError(f"no machine has the cores for runtime.threads; add: -S runtime.threads={largest}")
+    if max(threads.values(), default=0) > largest:  # Ray would wait forever
+        raise StageError(f"no machine has enough cores for runtime.threads; add: -S runtime.threads={largest}")
     tasks = {
         ray.remote(num_cpus=threads[name])(trial).remote(url, commit, name, trials[name]): name for name in trials
     }
@@ -90,12 +96,12 @@ def on_cluster(url: str, commit: str, trials: dict[str, list[str]]) -> set[str]:
 
 
 def trial(url: str, commit: str, name: str, chosen: Sequence[str]) -> str:
-    """Run one experiment in a clone, push it, return the machine's name; `RuntimeError` says what went wrong."""
+    """Run one experiment in a clone, push it, and return the host name; raises `RuntimeError` with the reason."""
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
         do = partial(run, folder=Path(folder), error=RuntimeError)
         do("git clone --quiet --no-checkout", url, ".")
         do(f"git checkout --quiet --detach {commit}")
-        # Where a machine keeps the datasets that it fetched, it keeps DVC's cache for all trials too.
+        # All trials on a machine share one DVC cache, next to the downloaded datasets.
         kept = do(
             "python -c", "from stages.datasets.registry import cache_folder; print(cache_folder().absolute())"
         )
@@ -106,15 +112,17 @@ def trial(url: str, commit: str, name: str, chosen: Sequence[str]) -> str:
 
 
 def run(words: str, *more: str, folder: Path, error: type[Exception]) -> str:
-    """Return what a command of this environment prints; `error` with the reason where it fails."""
+    """Return the output of a command in this environment; raises `error` with the reason if it fails."""
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     command, environment = [*words.split(), *more], {**os.environ, "PATH": path}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        # A stage's own line stands before DVC's on the same.
-        said = [line for line in done.stderr.strip().splitlines() if not line.startswith("ERROR: failed to repro")]
+        # DVC repeats the failure after the stage's own message.
+        lines = [
+            line for line in done.stderr.strip().splitlines() if not line.startswith("ERROR: failed to repro")
+        ]
         raise error(
-            f"on {socket.gethostname()}: '{words}': {said[-1] if said else f'exited with {done.returncode}'}"
+            f"on {socket.gethostname()}: '{words}': {lines[-1] if lines else f'exited with {done.returncode}'}"
         )
     return done.stdout.strip()
 

@@ -1,4 +1,4 @@
-"""tools/compare.py and tools/compare/runs.py: on runs made up here, and on real ones with git and DVC."""
+"""tools/compare: made-up runs, and real ones with git and DVC."""
 
 import json
 import re
@@ -57,12 +57,12 @@ def test_the_flips_are_gained_lost_or_wrong_in_both() -> None:
             6,
             0,
             "better",
-            "new is better than old, judged on 20 images (6 gained, 0 lost, exact McNemar p = 0.031).",
+            "new is better than old on 20 images (6 gained, 0 lost, exact McNemar p = 0.031).",
         ),
-        (0, 6, "worse", "new is worse than old, judged on 20 images (0 gained, 6 lost, exact McNemar p = 0.031)."),
-        (5, 0, "chance", "Whether new is better or worse than old is not to be told from chance with 20 images"),
-        (0, 0, "chance", "Whether new is better or worse than old is not to be told from chance with 20 images"),
-        (7, 7, "chance", "(7 gained, 7 lost, exact McNemar p = 1)"),
+        (0, 6, "worse", "new is worse than old on 20 images (0 gained, 6 lost, exact McNemar p = 0.031)."),
+        (5, 0, "not significant", "No significant difference between old and new on 20 images (5 gained, 0 lost"),
+        (0, 0, "not significant", "No significant difference between old and new on 20 images (0 gained, 0 lost"),
+        (7, 7, "not significant", "(7 gained, 7 lost, exact McNemar p = 1)"),
     ],
 )
 def test_the_verdict_is_mcnemar_s_at_5_percent(gained: int, lost: int, verdict: str, sentence: str) -> None:
@@ -84,15 +84,18 @@ def test_no_flips_at_all_is_no_difference() -> None:
 
 def test_one_image_decides_nothing() -> None:
     found = comparison.compare(made_up("old", [0], [0]), made_up("new", [0], [1]))
-    assert found.verdict == "chance"
-    assert "with 1 image (0 gained, 1 lost" in found.sentence
+    assert found.verdict == "not significant"
+    assert "on 1 image (0 gained, 1 lost" in found.sentence
     assert found.metrics["evaluate.accuracy"] == Pair(1.0, 0.0, -1.0)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"dataset_sha256": "b" * 64}, "old and new were judged on different test images: dataset_sha256 differs"),
+        (
+            {"dataset_sha256": "b" * 64},
+            "old and new were evaluated on different test images: dataset_sha256 differs",
+        ),
         ({"labels": np.array([0, 1, 1])}, r"different test images: labels in data/predictions\.csv differ"),
         ({"labels": np.array([0, 1])}, "different test images: labels"),
         ({"classes": ["cat", "dog", "bird"]}, "different test images: labels"),
@@ -127,7 +130,7 @@ def test_long_lists_of_images_are_cut_in_tables_and_whole_in_the_comparison() ->
     assert len(found.flips) == 30
     *_, title, table, gained = comparison.report(found, markdown=False)
     assert (title, gained) == (
-        "Images lost: 30, of which these are the first 10; --json has all",
+        "Images lost: 30 (first 10; --json lists all)",
         "Images gained: 0",
     )
     assert len(table.splitlines()) == 1 + comparison.SHOWN
@@ -220,8 +223,8 @@ def test_the_gate_s_answer_is_the_exit_code(runs: Project, tmp_path: Path, limit
     ("revision", "message"),
     [
         ("nowhere", "compare: nowhere: metrics/evaluation.csv: unknown Git revision 'nowhere'"),
-        ("", "compare: a revision is empty; name a commit, an experiment or workspace"),
-        ("first~1", "compare: first~1: metrics/evaluation.csv is in no commit, cache or remote"),
+        ("", "compare: empty revision; give a commit, an experiment or workspace"),
+        ("first~1", "compare: first~1: metrics/evaluation.csv not found in the commit"),
     ],
 )
 def test_a_revision_without_a_run_is_one_line_and_2(runs: Project, revision: str, message: str) -> None:
@@ -236,7 +239,7 @@ def test_predictions_that_are_not_in_the_cache_are_one_line_and_2(runs: Project,
     shutil.rmtree(project.folder / ".dvc" / "cache")
     done = call(project, "first")
     assert done.returncode == 2
-    assert done.stderr.startswith("compare: first: data/predictions.csv is in no commit, cache or remote")
+    assert done.stderr.startswith("compare: first: data/predictions.csv not found in the commit")
     assert "dvc pull, or dvc repro" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -272,7 +275,7 @@ def test_a_class_may_be_called_na_or_007(workspace: Path) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(workspace: Path, name: str) -> None:
     (workspace / name).unlink()
-    with pytest.raises(StageError, match=rf"workspace: {re.escape(name)} is in no commit"):
+    with pytest.raises(StageError, match=rf"workspace: {re.escape(name)} not found in the commit"):
         read_run("workspace")
 
 
@@ -298,7 +301,7 @@ def test_a_metric_that_is_not_finite_is_refused(workspace: Path, name: str, valu
 
 def test_metrics_of_another_run_than_the_predictions_are_refused(runs: Project, workspace: Path) -> None:
     shutil.copyfile(runs.folder.parent / "first.csv", workspace / "data/predictions.csv")
-    with pytest.raises(StageError, match="of different runs; run: dvc checkout"):
+    with pytest.raises(StageError, match="from different runs; run: dvc checkout"):
         read_run("workspace")
 
 
@@ -306,7 +309,7 @@ def test_predictions_that_were_cut_off_are_refused(workspace: Path) -> None:
     path = workspace / "data/predictions.csv"
     lines = path.read_text("utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[:-100]), encoding="utf-8")
-    with pytest.raises(StageError, match="of different runs"):
+    with pytest.raises(StageError, match="from different runs"):
         read_run("workspace")
     path.write_text("".join(lines)[:-50], encoding="utf-8")
     with pytest.raises(StageError, match=r"data/predictions\.csv: cannot be read"):

@@ -1,11 +1,11 @@
-"""tools/compare/gate.py: limits that pass, break, or cannot be judged; and files that say nothing sound."""
+"""tools/compare/gate.py: limits that pass, fail or are undecided, and invalid files."""
 
 from pathlib import Path
 
 import pytest
 
 from stages.common.failure import StageError
-from tools.compare.gate import FAIL, PASS, UNDECIDED, Pair, exit_code, judge, load_limits
+from tools.compare.gate import FAIL, PASS, UNDECIDED, Pair, check, exit_code, load_limits
 
 
 def pair(a: float, b: float, low: float | None = None, high: float | None = None) -> Pair:
@@ -61,15 +61,15 @@ def write(tmp_path: Path, content: str) -> Path:
         ("evaluate: {accuracy: {floor: 0.5, ceiling: 0.6}}", FAIL),
     ],
 )
-def test_limits_pass_break_or_cannot_be_judged(tmp_path: Path, content: str, expected: int) -> None:
-    assert exit_code(judge(load_limits(write(tmp_path, content), PAIRS), PAIRS)) == expected
+def test_limits_pass_fail_or_are_undecided(tmp_path: Path, content: str, expected: int) -> None:
+    assert exit_code(check(load_limits(write(tmp_path, content), PAIRS), PAIRS)) == expected
 
 
-def test_a_drop_is_told_in_the_metric_s_own_direction(tmp_path: Path) -> None:
+def test_a_drop_follows_the_metric_s_direction(tmp_path: Path) -> None:
     path = write(
         tmp_path, "evaluate: {f1_macro: {drop: 0, significant: true}, loss: {drop: 0, significant: true}}"
     )
-    rulings = judge(load_limits(path, PAIRS), PAIRS)
+    rulings = check(load_limits(path, PAIRS), PAIRS)
     assert [ruling.found for ruling in rulings] == ["+0.02, +0.01 to +0.03", "+0.1, +0.05 to +0.15"]
 
 
@@ -83,15 +83,15 @@ def test_a_drop_is_told_in_the_metric_s_own_direction(tmp_path: Path) -> None:
         ("evaluate: {accuracy: {floor: .nan}}", r"evaluate\.accuracy\.floor: .* finite number"),
         ("evaluate: {accuracy: {drop: .inf}}", r"evaluate\.accuracy\.drop: .* finite number"),
         ("evaluate: {accuracy: {drop: 0, direction: hihger}}", "did you mean 'higher'"),
-        ("evaluate: {accuracy: {significant: true}}", "it limits nothing"),
-        ("evaluate: {accuracy: {floor: 0, significant: true}}", "give a drop too"),
-        ("evaluate: {accuracy: {}}", r"evaluate\.accuracy: it limits nothing"),
+        ("evaluate: {accuracy: {significant: true}}", "no limit is set"),
+        ("evaluate: {accuracy: {floor: 0, significant: true}}", "add a drop"),
+        ("evaluate: {accuracy: {}}", r"evaluate\.accuracy: no limit is set"),
         ("evaluate: {accuracy: }", r"evaluate\.accuracy: expected keys: floor, ceiling, drop"),
         ("evaluate: {accuracy: 0.5}", r"evaluate\.accuracy: expected keys"),
         ("evaluate: {accuracy: {floor: 1}, accuracy: {floor: 0}}", "duplicate key"),
         ("evaluate: 0.5", r":1: evaluate: expected keys"),
-        ("evaluate:", "it limits no metric; the stages with metrics are evaluate, train"),
-        ("{}", "it limits no metric"),
+        ("evaluate:", "no limits found; the stages with metrics are evaluate, train"),
+        ("{}", "no limits found"),
         ("dataset: {accuracy: {floor: 0.5}}", r"dataset\.accuracy: unknown key"),
         (
             "evaluate: {accuracy: {floor: 0.5}}\ndataset: {accuracy: {floor: 0.5}}",
@@ -102,13 +102,13 @@ def test_a_drop_is_told_in_the_metric_s_own_direction(tmp_path: Path) -> None:
         ("evaluate: [", "not valid YAML"),
     ],
 )
-def test_a_file_that_is_not_sound_is_one_line_with_the_place(tmp_path: Path, content: str, message: str) -> None:
+def test_an_invalid_file_is_one_line_with_its_position(tmp_path: Path, content: str, message: str) -> None:
     with pytest.raises(StageError, match=message) as caught:
         load_limits(write(tmp_path, content), PAIRS)
     assert str(caught.value).startswith(str(tmp_path / "gate.yaml"))
     assert "\n" not in str(caught.value)
 
 
-def test_a_gate_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StageError, match=r"gate\.yaml: no such file; name the file of the limits with --gate"):
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"gate\.yaml: no such file; --gate expects a YAML file of limits"):
         load_limits(tmp_path / "gate.yaml", PAIRS)

@@ -1,11 +1,11 @@
-"""tools/compare/paired.py: the test and the intervals against numbers worked out otherwise."""
+"""tools/compare/paired.py: the test and the intervals, compared with independent calculations."""
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from stages.evaluation import scoring
-from tools.compare.paired import Judged, intervals, mcnemar
+from tools.compare.paired import PredictedSplit, intervals, mcnemar
 
 
 def one_hot(predicted: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
@@ -13,7 +13,7 @@ def one_hot(predicted: NDArray[np.int64], classes: int) -> NDArray[np.float64]:
 
 
 def softmax(generator: np.random.Generator, images: int, classes: int) -> NDArray[np.float64]:
-    # To one decimal, so that there are ties.
+    # One decimal, so there are ties.
     outputs = generator.integers(1, 10, (images, classes)) / 10
     probabilities: NDArray[np.float64] = outputs / outputs.sum(axis=1, keepdims=True)
     return probabilities
@@ -41,16 +41,16 @@ def test_the_resampled_metrics_are_those_of_scoring(top_k: int) -> None:
     labels = generator.integers(4, size=90)  # of five classes: the last has no image
     probabilities = softmax(generator, 90, 5)
     weights = generator.integers(3, size=90)
-    judged = Judged(labels, probabilities, top_k)
+    split = PredictedSplit(labels, probabilities, top_k)
     expected = scoring.score(np.repeat(labels, weights), np.repeat(probabilities, weights, axis=0), top_k)
-    found = dict(zip(judged.names, judged.metrics(weights), strict=True))
-    assert found == pytest.approx({name: expected[name] for name in judged.names}, rel=1e-12)
+    found = dict(zip(split.names, split.metrics(weights), strict=True))
+    assert found == pytest.approx({name: expected[name] for name in split.names}, rel=1e-12)
 
 
 def test_metrics_that_divide_by_nothing_are_zero_as_in_scoring() -> None:
     labels = np.zeros(3, dtype=np.int64)
-    judged = Judged(labels, one_hot(labels, 2), 1)
-    found = dict(zip(judged.names, judged.metrics(np.ones(3, dtype=np.int64)), strict=True))
+    split = PredictedSplit(labels, one_hot(labels, 2), 1)
+    found = dict(zip(split.names, split.metrics(np.ones(3, dtype=np.int64)), strict=True))
     assert found["kappa"] == found["matthews"] == 0
     assert found["f1_macro"] == 0.5
 
@@ -60,21 +60,21 @@ def test_the_interval_of_the_accuracy_is_that_of_the_normal_distribution_on_many
     a, b = labels.copy(), labels.copy()
     a[:600] = 1  # 600 that b gains
     b[600:800] = 1  # and 200 that it loses
-    low, high = intervals(*(Judged(labels, one_hot(predicted, 2), 1) for predicted in (a, b)))["accuracy"]
+    low, high = intervals(*(PredictedSplit(labels, one_hot(predicted, 2), 1) for predicted in (a, b)))["accuracy"]
     half = 1.96 * np.sqrt((0.2 - 0.1**2) / 4_000)
     assert (low, high) == pytest.approx((0.1 - half, 0.1 + half), abs=0.001)
 
 
 def test_a_model_against_itself_differs_by_exactly_nothing() -> None:
     generator = np.random.default_rng(0)
-    judged = Judged(generator.integers(3, size=50), softmax(generator, 50, 3), 2)
-    assert set(intervals(judged, judged).values()) == {(0.0, 0.0)}
+    split = PredictedSplit(generator.integers(3, size=50), softmax(generator, 50, 3), 2)
+    assert set(intervals(split, split).values()) == {(0.0, 0.0)}
 
 
 def test_the_intervals_are_the_same_every_time_and_turn_round_with_the_models() -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(3, size=50)
-    a, b = (Judged(labels, softmax(generator, 50, 3), 2) for _ in range(2))
+    a, b = (PredictedSplit(labels, softmax(generator, 50, 3), 2) for _ in range(2))
     found = intervals(a, b)
     assert found == intervals(a, b)
     for name, (low, high) in intervals(b, a).items():
@@ -84,4 +84,7 @@ def test_the_intervals_are_the_same_every_time_and_turn_round_with_the_models() 
 
 def test_one_image_has_no_interval() -> None:
     labels = np.array([0])
-    assert intervals(Judged(labels, one_hot(labels, 2), 1), Judged(labels, one_hot(1 - labels, 2), 1)) == {}
+    assert (
+        intervals(PredictedSplit(labels, one_hot(labels, 2), 1), PredictedSplit(labels, one_hot(1 - labels, 2), 1))
+        == {}
+    )

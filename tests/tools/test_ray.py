@@ -34,7 +34,9 @@ def test_choices_are_combined_as_dvc_does_and_named_by_what_they_are() -> None:
 
 
 def test_choices_that_cannot_be_read_are_one_line() -> None:
-    with pytest.raises(StageError, match=r"^-S train\.seed\[=: not written as in -S train\.batch_size=32,64$"):
+    with pytest.raises(
+        StageError, match=r"^-S train\.seed\[=: invalid; the syntax is -S train\.batch_size=32,64$"
+    ):
         sweep.expand(["train.seed[="])
 
 
@@ -51,7 +53,8 @@ def test_what_the_machines_cannot_get_is_refused(tmp_path: Path) -> None:
     refused = run_sweep(project, "train.seed=1,2")
     assert refused.returncode == 1
     assert refused.stderr == (
-        "sweep: the machines get the last commit from origin; commit, git push, then run again\n"
+        "sweep: uncommitted or unpushed changes: the machines clone the last commit from origin; "
+        "commit, git push, then run again\n"
     )
 
 
@@ -128,7 +131,7 @@ def test_two_nodes_share_a_sweep_and_a_second_one_runs_only_what_is_missing(
     project.run("dvc", "push")
 
     too_many = run_sweep(project, "train.batch_size=64", "runtime.threads=2")
-    assert too_many.stderr == "sweep: no machine has the cores for runtime.threads; add: -S runtime.threads=1\n"
+    assert too_many.stderr == "sweep: no machine has enough cores for runtime.threads; add: -S runtime.threads=1\n"
 
     first = run_sweep(project, "train.batch_size=64", "train.momentum=0,5", "runtime.threads=1")
     assert first.returncode == 1
@@ -136,7 +139,7 @@ def test_two_nodes_share_a_sweep_and_a_second_one_runs_only_what_is_missing(
         first.stdout + first.stderr
     )
     assert re.search(r": failed on \S+: .*: train: params\.yaml:\d+: train\.momentum: ", first.stdout)
-    assert first.stderr == "sweep: 1 of 2 experiments failed, as the lines above say\n"
+    assert first.stderr == "sweep: 1 of 2 experiments failed (see the lines above)\n"
 
     second = run_sweep(project, "train.batch_size=64,128", "train.momentum=0", "runtime.threads=1")
     assert second.returncode == 0, second.stdout + second.stderr

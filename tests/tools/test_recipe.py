@@ -1,4 +1,4 @@
-"""tools/recipe.py and recipes/: one word sets the network and its training, another sets them back."""
+"""tools/recipe.py and recipes/: applying a recipe, and going back."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ from tools.check import check_params
 PARAMS = (ROOT / "params.yaml").read_text(encoding="utf-8")
 
 
-def test_the_tutorial_s_recipe_is_what_params_yaml_has() -> None:
+def test_the_tutorial_s_recipe_equals_params_yaml() -> None:
     assert recipe.with_recipe(PARAMS, (ROOT / "recipes" / "tutorial.yaml").read_text(encoding="utf-8")) == PARAMS
 
 
@@ -31,7 +31,7 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_there_and_back_is_the_same_file_byte_for_byte(params: Path) -> None:
+def test_applying_a_recipe_and_going_back_restores_the_file(params: Path) -> None:
     recipe.main(["fast"])
     check_params(params)
     assert read(params)["model"]["network"] == "fast"
@@ -52,7 +52,7 @@ def test_other_choices_and_comments_stay(params: Path) -> None:
 
 
 @pytest.mark.parametrize(("computes", "precision"), [(True, "bfloat16"), (False, "float32")])
-def test_the_precision_is_one_that_this_cpu_computes_in(
+def test_the_precision_is_one_that_this_cpu_supports(
     params: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -62,10 +62,10 @@ def test_the_precision_is_one_that_this_cpu_computes_in(
     monkeypatch.setattr(recipe, "has_bfloat16", lambda: computes)
     recipe.main(["fast"])
     assert read(params)["runtime"]["precision"] == precision
-    assert ("does not compute in bfloat16: float32" in capsys.readouterr().err) is not computes
+    assert ("no bfloat16 instructions: using float32" in capsys.readouterr().err) is not computes
 
 
-def test_the_demo_takes_the_fast_network_as_far_as_small_pictures_allow(params: Path) -> None:
+def test_the_demo_s_params_fit_the_fast_network(params: Path) -> None:
     assert "model.widths" not in demo.choices(params)
     recipe.main(["fast"])
     demo.choose(params, demo.choices(params))
@@ -75,8 +75,8 @@ def test_the_demo_takes_the_fast_network_as_far_as_small_pictures_allow(params: 
         check_smaller(network, (8, 8, 1), (*scaled_size(scale, 8, 8), 1))
 
 
-def test_an_unknown_recipe_names_those_there_are(params: Path) -> None:
-    with pytest.raises(StageError, match=r"^fats: no such recipe; there are: fast, tutorial$"):
+def test_an_unknown_recipe_names_the_available_ones(params: Path) -> None:
+    with pytest.raises(StageError, match=r"^fats: no such recipe; available: fast, tutorial$"):
         recipe.main(["fats"])
     assert params.read_text(encoding="utf-8") == PARAMS
 
@@ -84,14 +84,22 @@ def test_an_unknown_recipe_names_those_there_are(params: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [
-        ("evaluate:", "evaluates:", r": evaluate: not in it; a recipe has model, train, evaluate, each whole"),
-        ("runtime:", "runtimes:", r": runtimes: not a recipe's; a recipe has model, train, evaluate"),
-        ("precision:", "precisions:", r": runtime\.precisions: not a recipe's; a recipe has"),
+        (
+            "evaluate:",
+            "evaluates:",
+            r": evaluate: missing; a recipe has the whole sections model, train, evaluate",
+        ),
+        (
+            "runtime:",
+            "runtimes:",
+            r": runtimes: not allowed in a recipe; a recipe has the whole sections model, train, evaluate",
+        ),
+        ("precision:", "precisions:", r": runtime\.precisions: not allowed in a recipe; a recipe has"),
         ("epochs: ", "epochs: [", r":\d+:\d+: not valid YAML"),
-        ("epochs: ", "epochs: -", r": nothing was changed, as .*params\.yaml with it:\d+: train\.epochs"),
+        ("epochs: ", "epochs: -", r": nothing was changed: .*params\.yaml with this recipe:\d+: train\.epochs"),
     ],
 )
-def test_a_recipe_that_is_none_changes_nothing(params: Path, old: str, new: str, problem: str) -> None:
+def test_an_invalid_recipe_changes_nothing(params: Path, old: str, new: str, problem: str) -> None:
     path = Path("recipes") / "fast.yaml"
     path.write_text(path.read_text(encoding="utf-8").replace(old, new, 1), encoding="utf-8")
     with pytest.raises(StageError, match=f"^recipes/fast\\.yaml{problem}"):
@@ -99,7 +107,7 @@ def test_a_recipe_that_is_none_changes_nothing(params: Path, old: str, new: str,
     assert params.read_text(encoding="utf-8") == PARAMS
 
 
-def test_a_file_in_any_layout_with_sections_at_the_margin_is_taken(params: Path) -> None:
+def test_any_layout_with_sections_at_the_margin_is_accepted(params: Path) -> None:
     text = PARAMS.replace("model:\n", "model :\n# a remark\n").replace("train:\n", '"train":\n').rstrip("\n")
     params.write_text(text, encoding="utf-8")
     recipe.main(["fast"])
@@ -108,11 +116,11 @@ def test_a_file_in_any_layout_with_sections_at_the_margin_is_taken(params: Path)
     params.write_text(
         f"{{{', '.join(f'{key}: {value}' for key, value in read(params).items())}}}".replace("None", "0")
     )
-    with pytest.raises(StageError, match=r"^the section model is expected at the left margin"):
+    with pytest.raises(StageError, match=r"^section model not found at the left margin"):
         recipe.main(["tutorial"])
 
 
-def test_a_network_named_without_its_keys_is_mended(params: Path) -> None:
+def test_a_network_without_its_keys_is_fixed(params: Path) -> None:
     params.write_text(PARAMS.replace("network: tutorial", "network: fast"), encoding="utf-8")
     recipe.main(["fast"])
     check_params(params)
@@ -128,7 +136,7 @@ def test_a_recipe_may_leave_runtime_as_it_is(params: Path) -> None:
     assert read(params)["evaluate"]["top_k"] == 1
 
 
-def test_a_file_that_dvc_wrote_anew_takes_a_recipe_too(params: Path) -> None:
+def test_a_file_rewritten_by_dvc_accepts_a_recipe(params: Path) -> None:
     params.write_text(yaml.safe_dump(yaml.safe_load(PARAMS), sort_keys=False), encoding="utf-8")
     recipe.main(["fast"])
     assert read(params) == read(params) | {

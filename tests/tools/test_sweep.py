@@ -1,4 +1,4 @@
-"""Many experiments with DVC's own queue, on the digits: what runs, is shared, fails, and is left when stopped."""
+"""Many experiments with DVC's own queue, on the digits: what runs, is shared, fails, and remains after a stop."""
 
 import json
 import shutil
@@ -130,7 +130,7 @@ def test_one_table_has_all_of_them_with_params_and_metrics(sweep: Project) -> No
 
 
 def test_a_failed_experiment_has_the_figures_of_the_commit_in_dvc_s_table(sweep: Project) -> None:
-    """DVC's table is not to be sorted by a metric without a look at the state; the report leaves them out."""
+    """So sort DVC's table by a metric only after checking the state; the report leaves these figures out."""
     broken = shown(sweep)["broken"]
     assert broken["executor"]["state"] == "failed"
     metrics = json.loads(committed(sweep, "HEAD", "metrics/train.json"))

@@ -1,4 +1,4 @@
-"""B against A, image by image: the verdict, the metrics side by side, and the images that flipped."""
+"""Compare the predictions of two runs: verdict, metrics side by side, images whose prediction changed."""
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
@@ -9,26 +9,24 @@ import pandas as pd
 
 from stages.common.failure import StageError
 from tools.compare.gate import Pair, Ruling
-from tools.compare.paired import Judged, intervals, mcnemar
+from tools.compare.paired import PredictedSplit, intervals, mcnemar
 from tools.compare.runs import PREDICTIONS, Run
 from tools.tables import Row, table
 
-LEVEL = 0.05
-
-
-SHOWN = 10  # images that the tables show of those lost, and of those gained
+LEVEL = 0.05  # of significance
+SHOWN = 10  # images in each table; --json has all
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A: what `--json` prints."""
+    """What `--json` prints."""
 
     a: str
     b: str
     images: int
-    verdict: str  # better, worse or chance
+    verdict: str  # better, worse or not significant
     sentence: str
-    gained: int  # images that only B gets right
+    gained: int  # images that only B classifies correctly
     lost: int
     p_value: float
     metrics: dict[str, Pair]
@@ -38,21 +36,27 @@ class Comparison:
 
 
 def compare(a: Run, b: Run) -> Comparison:
-    """Hold the answers of `b` against those of `a`; raises `StageError` when the questions were not the same."""
+    """Compare `b` with `a`; raises `StageError` if they were evaluated on different test images."""
     if a.dataset_sha256 != b.dataset_sha256 or a.classes != b.classes or not np.array_equal(a.labels, b.labels):
         what = (
             "dataset_sha256 differs" if a.dataset_sha256 != b.dataset_sha256 else f"labels in {PREDICTIONS} differ"
         )
         raise StageError(
-            f"{a.name} and {b.name} were judged on different test images: {what}; bring one to the other's data "
-            "and run: dvc repro"
+            f"{a.name} and {b.name} were evaluated on different test images: {what}; set dataset and preprocess "
+            "of one as in the other, then run: dvc repro"
         )
-    before, after = (Judged(run.labels, run.probabilities, run.top_k) for run in (a, b))
+    before, after = (PredictedSplit(run.labels, run.probabilities, run.top_k) for run in (a, b))
     gained, lost = after.right & ~before.right, before.right & ~after.right
     p_value = mcnemar(int(gained.sum()), int(lost.sum()))
-    verdict = "chance" if p_value >= LEVEL else "better" if gained.sum() > lost.sum() else "worse"
+    verdict = "not significant" if p_value >= LEVEL else "better" if gained.sum() > lost.sum() else "worse"
     names = np.asarray(a.classes)
-    masks = {"images": lost | True, "hits_a": before.right, "hits_b": after.right, "gained": gained, "lost": lost}
+    masks = {
+        "images": lost | True,
+        "correct_a": before.right,
+        "correct_b": after.right,
+        "gained": gained,
+        "lost": lost,
+    }
     counts = {name: np.bincount(a.labels[mask], minlength=len(names)) for name, mask in masks.items()}
     flips = pd.DataFrame(
         {
@@ -80,16 +84,16 @@ def compare(a: Run, b: Run) -> Comparison:
 
 
 def report(comparison: Comparison, markdown: bool) -> Iterator[str]:
-    """Yield the paragraphs that people read."""
+    """Yield the report's paragraphs."""
     a, b = comparison.a, comparison.b
     yield f"**{comparison.sentence}**" if markdown else comparison.sentence
     rows = [(name, *_cells(pair)) for name, pair in comparison.metrics.items()]
     yield table(("metric", a, b, "difference", "95 % interval"), rows, markdown)
     rows = [tuple(map(str, row.values())) for row in comparison.classes]
-    yield table(("class", "images", f"right in {a}", f"in {b}", "gained", "lost"), rows, markdown)
+    yield table(("class", "images", f"correct in {a}", f"in {b}", "gained", "lost"), rows, markdown)
     for flip in ("lost", "gained"):
         rows = [tuple(map(str, row.values()))[:-1] for row in comparison.flips if row["flip"] == flip]
-        more = f", of which these are the first {SHOWN}; --json has all" if len(rows) > SHOWN else ""
+        more = f" (first {SHOWN}; --json lists all)" if len(rows) > SHOWN else ""
         yield f"Images {flip}: {len(rows):,}{more}"
         if rows:
             yield table(("image", "label", a, b), rows[:SHOWN], markdown)
@@ -100,10 +104,10 @@ def report(comparison: Comparison, markdown: bool) -> Iterator[str]:
 
 def _sentence(a: Run, b: Run, verdict: str, gained: int, lost: int, p_value: float) -> str:
     images = f"{len(a.labels):,} image{'' if len(a.labels) == 1 else 's'}"
-    if verdict == "chance":
-        words = f"Whether {b.name} is better or worse than {a.name} is not to be told from chance with {images}"
+    if verdict == "not significant":
+        words = f"No significant difference between {a.name} and {b.name} on {images}"
     else:
-        words = f"{b.name} is {verdict} than {a.name}, judged on {images}"
+        words = f"{b.name} is {verdict} than {a.name} on {images}"
     return f"{words} ({gained:,} gained, {lost:,} lost, exact McNemar p = {p_value:.2g})."
 
 

@@ -1,6 +1,6 @@
-"""Hold a comparison to limits, for CI: `python -m tools.compare A B --gate gate.yaml`.
+"""Check a comparison against limits, for CI: `python -m tools.compare A B --gate gate.yaml`.
 
-The file names the stage that wrote a metric, the metric, and its limits:
+The file lists limits by stage and metric:
 
     evaluate:
       accuracy: {floor: 0.75, drop: 0.005, significant: true}
@@ -8,12 +8,12 @@ The file names the stage that wrote a metric, the metric, and its limits:
     train:
       parameters: {direction: lower, drop: 0}
 
-- floor, ceiling: B must not be below, or above.
-- drop: the most by which B may be worse than A.
-- direction: higher or lower, which of them is better; by default lower for losses and errors.
-- significant: true lets a larger drop pass while the bootstrap's interval of the difference holds zero.
+- floor, ceiling: the lowest and the highest value that B may have.
+- drop: how much worse than A B may be.
+- direction: whether higher or lower is better; by default lower for losses and errors.
+- significant: with true, a larger drop fails only if the bootstrap interval of the difference excludes zero.
 
-A metric that A or B lacks, or that has no interval where one is asked for, is undecided: never a pass.
+A limit is undecided, which is not a pass, if the metric is missing from A or B, or has no interval.
 """
 
 import math
@@ -35,7 +35,7 @@ Result = Literal["pass", "fail", "undecided"]
 
 @dataclass(frozen=True)
 class Pair:
-    """One metric of both runs and the interval of the difference b - a; None where there is none."""
+    """One metric of both runs and the 95 % interval of b - a; None if unknown."""
 
     a: float | None
     b: float | None
@@ -45,7 +45,7 @@ class Pair:
 
 
 class Limits(Section):
-    """What a gate file may say of one metric."""
+    """The limits of one metric."""
 
     floor: float | None = None
     ceiling: float | None = None
@@ -56,15 +56,15 @@ class Limits(Section):
     @model_validator(mode="after")
     def _limit_something(self) -> Self:
         if self.floor is None and self.ceiling is None and self.drop is None:
-            raise ValueError("it limits nothing; give a floor, a ceiling or a drop")
+            raise ValueError("no limit is set; add a floor, a ceiling or a drop")
         if self.drop is None and (self.significant or self.direction):
-            raise ValueError("significant and direction say how a drop is judged; give a drop too")
+            raise ValueError("significant and direction apply to a drop; add a drop")
         return self
 
 
 @dataclass(frozen=True)
 class Ruling:
-    """What became of one limit."""
+    """The result of checking one limit."""
 
     metric: str
     limit: str
@@ -73,46 +73,46 @@ class Ruling:
 
 
 def load_limits(path: Path, metrics: Iterable[str]) -> dict[str, Limits]:
-    """Return the limits of the file by metric; `metrics`, as `evaluate.loss`, are those that may be named.
+    """Return the file's limits by metric; `metrics` are the known ones, such as `evaluate.loss`.
 
-    Raises `StageError`, with file, line and key, for whatever is not as the module's docstring has it.
+    Raises `StageError` with file, line and key if the file is not in the form of the module's docstring.
     """
     if not path.is_file():
-        raise StageError(f"{path}: no such file; name the file of the limits with --gate")
+        raise StageError(f"{path}: no such file; --gate expects a YAML file of limits")
     known: dict[str, dict[str, Any]] = {}
     for stage, _, name in (metric.partition(".") for metric in metrics):
         known.setdefault(stage, {})[name] = (Limits, None)
     limits = {}
     for stage in read(path):
-        # Also for the stages without metrics, so that what is said of them is refused and not passed over.
+        # A stage without metrics gets an empty model, which refuses every key.
         model = create_model(stage, __base__=Section, **known.get(stage, {}))
         for name, value in load(path, stage, model):
             if value is not None:
                 limits[f"{stage}.{name}"] = value
     if not limits:
-        raise StageError(f"{path}: it limits no metric; the stages with metrics are {', '.join(known)}")
+        raise StageError(f"{path}: no limits found; the stages with metrics are {', '.join(known)}")
     return limits
 
 
 def lower_is_better(metric: str) -> bool:
-    """Tell whether less of `metric` is better, with or without its stage before it: loss, train.val_loss."""
+    """Whether lower is better for `metric`, named with or without its stage: loss, train.val_loss."""
     return metric.split(".")[-1] in LOWER_IS_BETTER
 
 
-def judge(limits: Mapping[str, Limits], pairs: Mapping[str, Pair]) -> list[Ruling]:
-    """Hold each metric to its limits."""
-    return [ruling for name, limit in limits.items() for ruling in _judge(name, limit, pairs[name])]
+def check(limits: Mapping[str, Limits], pairs: Mapping[str, Pair]) -> list[Ruling]:
+    """Check each metric against its limits."""
+    return [ruling for name, limit in limits.items() for ruling in _check(name, limit, pairs[name])]
 
 
 def exit_code(rulings: Iterable[Ruling]) -> int:
-    """Return FAIL when a limit is broken, whatever the others; else UNDECIDED when one could not be judged."""
+    """Return FAIL if any limit is violated, else UNDECIDED if any could not be checked, else PASS."""
     results = {ruling.result for ruling in rulings}
     return FAIL if "fail" in results else UNDECIDED if "undecided" in results else PASS
 
 
-def _judge(name: str, limits: Limits, pair: Pair) -> Iterator[Ruling]:
+def _check(name: str, limits: Limits, pair: Pair) -> Iterator[Ruling]:
     if pair.b is None or pair.difference is None:
-        yield Ruling(name, "any", f"none in {'B' if pair.b is None else 'A'}", "undecided")
+        yield Ruling(name, "any", f"missing in {'B' if pair.b is None else 'A'}", "undecided")
         return
     if limits.floor is not None:
         yield Ruling(name, f"floor {limits.floor:g}", f"{pair.b:g}", _result(pair.b >= limits.floor))
@@ -122,7 +122,7 @@ def _judge(name: str, limits: Limits, pair: Pair) -> Iterator[Ruling]:
         return
     lower = limits.direction == "lower" if limits.direction else lower_is_better(name)
     drop = pair.difference if lower else -pair.difference
-    # A drop of just what is allowed must not fail by the rounding of the difference.
+    # A drop of exactly the limit must not fail because of rounding.
     within = drop <= limits.drop or math.isclose(drop, limits.drop, abs_tol=1e-12)
     if not limits.significant:
         yield Ruling(name, f"drop {limits.drop:g}", f"{drop:+.4g}", _result(within))

@@ -1,4 +1,4 @@
-"""Read what a run left behind, of any git revision, DVC experiment or the workspace."""
+"""Read the metrics and predictions of a run: of a git revision, a DVC experiment or the workspace."""
 
 import io
 import math
@@ -22,12 +22,12 @@ WORKSPACE = "workspace"
 EVALUATION = Path("metrics/evaluation.csv")
 TRAINING = Path("metrics/train.csv")
 PREDICTIONS = Path("data/predictions.csv")
-COUNTS = ("test_images", "official_test_images")  # numbers, but nothing to be better at
+COUNTS = ("test_images", "official_test_images")  # numbers that say nothing about quality
 
 
 @dataclass(frozen=True)
 class Run:
-    """Metrics by stage and name, as `evaluate.loss`; labels (N,), probabilities (N, C)."""
+    """Metrics by stage and name, such as `evaluate.loss`; labels (N,), probabilities (N, C)."""
 
     name: str
     metrics: dict[str, float]
@@ -39,10 +39,10 @@ class Run:
 
 
 def read_run(revision: str) -> Run:
-    """Return the run; raises `StageError` when a file is missing or unreadable, or a metric is not finite.
+    """Return the run; raises `StageError` if a file is missing or unreadable, or a metric is not finite.
 
-    Predictions and metrics of different runs are refused too: `git checkout` brings the metrics, and leaves
-    the predictions, which are DVC's, as they were.
+    Also raises it if metrics and predictions belong to different runs: `git checkout` updates the metrics, but
+    not the predictions, which DVC tracks.
     """
     evaluation = parse_figures(_read(revision, EVALUATION), f"{revision}: {EVALUATION}")
     training = parse_figures(_read(revision, TRAINING), f"{revision}: {TRAINING}")
@@ -58,13 +58,13 @@ def read_run(revision: str) -> Run:
     top_k = next((int(k[1]) for name in evaluation if (k := re.fullmatch(r"top_(\d+)_accuracy", name))), 1)
     content = _read(revision, PREDICTIONS)
     try:
-        # Text at first: a class may be called NA or 007.
+        # Read as text: a class may be called NA or 007.
         table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
         outputs = table.filter(regex="^probability_")
         classes = [str(name).removeprefix("probability_") for name in outputs]
-        # A label that is none of the classes becomes -1, which score refuses.
+        # An unknown label becomes -1, which `score` refuses.
         labels = pd.Index(classes).get_indexer(pd.Index(table["label"]))
-        # The file has the shortest text of each float32, so that this gives the numbers that evaluate had.
+        # The file has the shortest text of each float32, so parsing restores the exact values.
         probabilities = outputs.to_numpy().astype(np.float32)
         found = scoring.score(labels, probabilities, top_k)
     except (ValueError, KeyError, StageError) as error:
@@ -73,8 +73,8 @@ def read_run(revision: str) -> Run:
         expected = metrics.get(f"evaluate.{name}", math.nan)
         if not math.isclose(found[name], expected, rel_tol=1e-6):
             raise StageError(
-                f"{revision}: the {name} of {PREDICTIONS} is {found[name]:.6f}, {EVALUATION} has {expected:.6f}: "
-                "they are of different runs; run: dvc checkout, or dvc repro"
+                f"{revision}: {PREDICTIONS} gives a {name} of {found[name]:.6f}, but {EVALUATION} has "
+                f"{expected:.6f}: the files are from different runs; run: dvc checkout, or dvc repro"
             )
     return Run(revision, metrics, top_k, evaluation.get("dataset_sha256"), classes, labels, probabilities)
 
@@ -84,16 +84,16 @@ def _is_figure(name: str, value: Any) -> bool:
 
 
 def _read(revision: str, path: Path) -> bytes:
-    if not revision:  # which DVC takes for the workspace: in CI, a variable that nobody set
-        raise StageError("a revision is empty; name a commit, an experiment or workspace")
+    if not revision:  # DVC would read the workspace; in CI, an unset variable
+        raise StageError("empty revision; give a commit, an experiment or workspace")
     try:
         if revision == WORKSPACE:
             return path.read_bytes()
         return bytes(dvc.api.read(path.as_posix(), rev=revision, mode="rb"))
     except (FileNotFoundError, PathMissingError):
         raise StageError(
-            f"{revision}: {path} is in no commit, cache or remote that DVC reaches; check that revision out and "
+            f"{revision}: {path} not found in the commit, DVC's cache or its remote; check out that revision and "
             "run: dvc pull, or dvc repro"
         ) from None
     except DvcException as error:
-        raise StageError(f"{revision}: {path}: {error}; name a commit, an experiment or workspace") from None
+        raise StageError(f"{revision}: {path}: {error}; give a commit, an experiment or workspace") from None
