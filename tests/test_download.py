@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stages.common import fetch
 from stages.common.failure import StageError
 from stages.common.records import Source, read_record, read_split
-from stages.datasets import registry
 from tests.project import ROOT, Project, make_project
 
 ARCHIVE = ROOT.parent / "shared" / "data" / "cifar-10-binary-rebuilt.tar.gz"
@@ -54,13 +54,13 @@ def test_without_network_and_copy_one_line_names_the_ways_on(project: Project) -
 
 def test_the_sources_are_quoted_as_in_a_shell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATASET_SOURCES", "'/a copy/x.tar.gz' http://host/y.tar.gz")
-    assert registry.sources_from_environment() == ["/a copy/x.tar.gz", "http://host/y.tar.gz"]
+    assert fetch.sources_from_environment("DATASET_SOURCES") == ["/a copy/x.tar.gz", "http://host/y.tar.gz"]
 
 
 def test_a_quote_that_is_not_closed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATASET_SOURCES", "'/a copy/x.tar.gz")
     with pytest.raises(StageError, match="DATASET_SOURCES: No closing quotation; quote a path"):
-        registry.sources_from_environment()
+        fetch.sources_from_environment("DATASET_SOURCES")
 
 
 def test_a_misspelt_dataset_is_named_with_its_line(project: Project) -> None:
@@ -73,7 +73,7 @@ def test_a_misspelt_dataset_is_named_with_its_line(project: Project) -> None:
 
 def test_the_cache_folder_is_the_one_named_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATASET_CACHE", "/somewhere/else")
-    assert registry.cache_folder() == Path("/somewhere/else")
+    assert fetch.cache_folder() == Path("/somewhere/else")
 
 
 def test_full_disk_is_noticed_before_anything_is_written(tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_no_key_has_a_name_that_the_run_cache_leaves_out() -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("stages/datasets/fetch.py", ["download"]),
+        ("stages/datasets/digits.py", ["download"]),
         ("stages/evaluation/scoring.py", ["evaluate"]),
         ("stages/training/loop.py", ["train"]),  # the model comes out the same, so evaluate has nothing to do
         ("stages/common/splits.py", STAGES),

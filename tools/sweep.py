@@ -102,9 +102,7 @@ def trial(url: str, commit: str, name: str, chosen: Sequence[str]) -> str:
         do("git clone --quiet --no-checkout", url, ".")
         do(f"git checkout --quiet --detach {commit}")
         # All trials on a machine share one DVC cache, next to the downloaded datasets.
-        kept = do(
-            "python -c", "from stages.datasets.registry import cache_folder; print(cache_folder().absolute())"
-        )
+        kept = do("python -c", "from stages.common.fetch import cache_folder; print(cache_folder().absolute())")
         do("python -m dvc config --local cache.dir", f"{kept}/dvc")
         do(f"python -m dvc exp run --pull --name {name}", *(f"--set-param={choice}" for choice in chosen))
         do(f"python -m dvc exp push --force origin {name}")

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from stages.common.failure import StageError
+from stages.common.fetch import fetch
 from stages.common.params import Section
 from stages.datasets import Dataset, Images
-from stages.datasets.fetch import fetch
 
 ARCHIVE = "cifar-10-binary.tar.gz"
 # The authors' host, then mirrors of Swift for TensorFlow and MindSpore. The SHA-256 is checked, so any will do.

@@ -21,8 +21,8 @@ import yaml
 from filelock import FileLock
 
 from stages.common.failure import StageError
+from stages.common.fetch import Patience, fetch
 from stages.datasets.cifar10 import ARCHIVE, OFFICIAL
-from stages.datasets.fetch import Patience, fetch
 from tests.project import ROOT, Project, environment_at
 from tests.servers import Answer, Server, refusing_url
 from tools.doctor import __main__ as doctor_command

@@ -20,7 +20,7 @@ SECONDS = 8.0  # for all sources together, because name resolution has no time l
 
 def folder() -> Path:
     """Return the folder that keeps downloaded archives."""
-    from stages.datasets.registry import cache_folder
+    from stages.common.fetch import cache_folder
 
     return cache_folder()
 
@@ -66,8 +66,8 @@ def download() -> Iterator[Finding]:
 
 def mirrors(offline: bool) -> Iterator[Finding]:
     """Ask all sources of the archive in parallel, unless it is here."""
+    from stages.common.fetch import sources_from_environment
     from stages.datasets.cifar10 import SOURCES
-    from stages.datasets.registry import sources_from_environment
 
     sha256 = _wanted()
     if not sha256 or _is_sound(_archive(), sha256):
@@ -75,7 +75,7 @@ def mirrors(offline: bool) -> Iterator[Finding]:
         return
     if offline:
         raise NotChecked("not asked: --offline")
-    named = sources_from_environment()
+    named = sources_from_environment("DATASET_SOURCES")
     problems = _ask(list(dict.fromkeys([*named, *SOURCES])))
     good = [source for source, problem in problems.items() if not problem]
     if good:

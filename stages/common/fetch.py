@@ -19,6 +19,7 @@ import io
 import os
 import random
 import re
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import unquote
 
+import platformdirs
 from filelock import FileLock, Timeout
 
 from stages.common.failure import StageError
@@ -85,6 +87,20 @@ def fetch(
         if found:
             _log(f"{to}: checksum mismatch (expected {sha256[:8]}…, found {found[:8]}…); fetching it again")
         return download.from_first_of(sources, hint)
+
+
+def sources_from_environment(variable: str) -> list[str]:
+    """Return the copies and mirrors in an environment variable; raises `StageError` when a quote is not closed."""
+    try:
+        return shlex.split(os.environ.get(variable, ""))
+    except ValueError as error:
+        raise StageError(f"{variable}: {error}; quote a path with spaces as in a shell") from None
+
+
+def cache_folder() -> Path:
+    """Return the folder for fetched files, outside the outputs, which DVC deletes before each run."""
+    named = os.environ.get("DATASET_CACHE")
+    return Path(named) if named else platformdirs.user_cache_path("reproducible-cifar10")
 
 
 class _Failed(Exception):

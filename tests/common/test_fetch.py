@@ -1,4 +1,4 @@
-"""stages/datasets/fetch.py against a real server that misbehaves in each of the ways that real ones do."""
+"""stages/common/fetch.py against a real server that misbehaves in each of the ways that real ones do."""
 
 import hashlib
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from stages.common.failure import StageError
-from stages.datasets.fetch import Patience, fetch
+from stages.common.fetch import Patience, fetch
 from tests.project import ROOT
 from tests.servers import Answer, Length, Server, refusing_url
 
@@ -27,7 +27,7 @@ PAGE = Answer(b"<!doctype html><p>Back soon", kind="text/html; charset=utf-8", r
 FETCH = """
 import sys
 from pathlib import Path
-from stages.datasets.fetch import fetch
+from stages.common.fetch import fetch
 fetch(sys.argv[3:], sys.argv[1], Path(sys.argv[2]))
 """
 
@@ -455,7 +455,7 @@ def test_a_terminal_shows_a_bar_with_speed_and_remaining_time(to: Path) -> None:
 def test_a_log_gets_lines_with_speed_and_remaining_time(
     to: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("stages.datasets.fetch.LINE_EVERY", 0.1)
+    monkeypatch.setattr("stages.common.fetch.LINE_EVERY", 0.1)
     with Server(Answer(BODY, rate=600_000)) as server:
         fetch([server.url], SHA256, to)
     lines = capfd.readouterr().err.splitlines()
@@ -473,8 +473,6 @@ def test_a_full_disk_is_named_with_the_file(to: Path) -> None:
 
 
 def test_what_is_slow_to_import_is_imported_only_for_a_download() -> None:
-    process = start(
-        "import sys, stages.datasets.fetch; sys.exit(not {'requests', 'tqdm'}.isdisjoint(sys.modules))"
-    )
+    process = start("import sys, stages.common.fetch; sys.exit(not {'requests', 'tqdm'}.isdisjoint(sys.modules))")
     process.communicate()
     assert process.returncode == 0
