@@ -1,6 +1,6 @@
 """Two processes beside one, on the tutorial's network: images a second in training, and the price of all-reduce.
 
-Run as `python -m benchmarks.distributed`. Every run is a process of its own, or two; the contestants in turns, in
+Run as `python -m benchmarks.distributed`. Every run is a separate process, or two; the contestants in turns, in
 another order each round; an epoch to warm up, then one that is measured. From the figures a model of the time of a
 step says what more machines would give, and is held to what two processes gave. The last line printed is JSON.
 """

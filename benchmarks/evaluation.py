@@ -1,7 +1,7 @@
 """The evaluate stage beside bare inference: importing TensorFlow, loading the model, predicting, nothing else.
 
 Run as `python -m benchmarks.evaluation` where `dvc repro` has run; it writes to a temporary folder only. Every
-run is a process of its own, in turns. The bare one has the batch size that is quickest here, of several tried
+run is a separate process, in turns. The bare one has the batch size that is quickest here, of several tried
 first. The last line printed is JSON.
 """
 

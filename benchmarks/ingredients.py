@@ -41,9 +41,7 @@ class Variant:
     train: Mapping[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     policy: str = "mixed_bfloat16"
-    without: str = (
-        ""  # the function of stages/training/step.py that puts something quicker in the place of Keras's own
-    )
+    without: str = ""  # the function of stages/training/step.py that puts something quicker instead of Keras's own
 
 
 VARIANTS = {

@@ -1,4 +1,4 @@
-"""A measurement in a process of its own, so that none finds what another has loaded, set or warmed."""
+"""A measurement in a separate process, so that none finds what another has loaded, set or warmed."""
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
 """Our engine beside the tutorial's `model.fit`, on the tutorial's network: images a second in training.
 
-Run as `make bench`. Every run is a process of its own, the contestants in turns, in another order each round; an
+Run as `make bench`. Every run is a separate process, the contestants in turns, in another order each round; an
 epoch to warm up, then one that is measured, of 6,400 random images: enough for a rate, while what is learnt is
 measured by benchmarks.accuracy. `fit` has as many threads as there are cores, TensorFlow's choice, the others
 two. On a machine that others share the clock is noisy. The CPU time of the process is less so, but it counts

@@ -122,7 +122,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a disk of its own that holds 64 kB."""
+    """A folder on a separate disk that holds 64 kB."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small disk")
     folder = tmp_path / "disk"

@@ -1,4 +1,4 @@
-"""A copy of this project in a folder of its own, as a clone would be, on the digits and small: for tests that
+"""A copy of this project in a separate folder, as a clone would be, on the digits and small: for tests that
 run real DVC and git.
 """
 

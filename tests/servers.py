@@ -1,4 +1,4 @@
-"""An HTTP server on loopback that misbehaves as it is told; tests/test_fetch.py downloads from it.
+"""An HTTP server on loopback that misbehaves on purpose; tests/test_fetch.py downloads from it.
 
 with Server(Answer(body, cut=1000), Answer(body)) as server:
     requests.get(server.url)  # gets 1000 bytes and a closed connection; the next request gets all
@@ -30,7 +30,7 @@ class Answer:
     ranges: bool = True  # honours Range
     if_range: bool = True  # honours If-Range
     shift: int = 0  # answers Range with bytes that begin so much later
-    content_range: str | None = None  # said instead of the truth
+    content_range: str | None = None  # sent instead of the correct one
     length: Length = "stated"
     packed: bool = False  # gzips the body though nobody asked for it
     labelled: bool = False  # says gzip of a body that is sent as it is
@@ -101,21 +101,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, answer: Answer) -> None:
         body = gzip.compress(answer.body) if answer.packed else answer.body
-        status, begin, said = answer.status, 0, ""
+        status, begin, actual_range = answer.status, 0, ""
         wanted = self.headers.get("Range", "")
         changed = self.headers.get("If-Range") not in (None, answer.etag, answer.modified)
         if status == 200 and wanted and answer.ranges and not (changed and answer.if_range):
             begin = int(wanted.removeprefix("bytes=").removesuffix("-")) + answer.shift
-            status, said = 206, f"bytes {begin}-{len(body) - 1}/{len(body)}"
+            status, actual_range = 206, f"bytes {begin}-{len(body) - 1}/{len(body)}"
             if begin >= len(body):
-                status, said = 416, f"bytes */{len(body)}"
+                status, actual_range = 416, f"bytes */{len(body)}"
         part = body[begin:]
         headers = {
             "Content-Type": answer.kind,
             "ETag": answer.etag,
             "Last-Modified": answer.modified,
             "Location": answer.location,
-            "Content-Range": said if answer.content_range is None else answer.content_range,
+            "Content-Range": actual_range if answer.content_range is None else answer.content_range,
             "Content-Encoding": "gzip" if answer.packed or answer.labelled else "",
             "Content-Length": str(len(part)) if answer.length == "stated" else "",
             "Transfer-Encoding": "chunked" if answer.length == "chunked" else "",

@@ -67,7 +67,7 @@ def prepared(undisturbed: Project, tmp_path: Path) -> Project:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[Callable[[str], None]]:
-    """Lay a disk of its own over `folder` and what is in it; yield what mounts it anew with other options."""
+    """Lay a separate disk over `folder` and what is in it; yield what mounts it anew with other options."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small disk")
     folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,7 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def test_a_full_disk_in_any_stage_is_told_in_a_line_and_room_mends_it(
+def test_a_full_disk_in_any_stage_is_reported_in_one_line_and_room_fixes_it(
     start: Project, undisturbed: Project, tmp_path: Path
 ) -> None:
     project = start.copy(tmp_path / NAME)
@@ -111,15 +111,15 @@ def test_a_full_disk_in_any_stage_is_told_in_a_line_and_room_mends_it(
         for stage, output in STAGES.items():
             disks.enter_context(disk(project.folder / output))
             filler = fill(project.folder / output)
-            said = told(project.run("dvc", "repro", stage, check=False), stage)
-            assert output in said
-            assert "No space left on device" in said or "not enough disk space" in said, said
+            line = first_line(project.run("dvc", "repro", stage, check=False), stage)
+            assert output in line
+            assert "No space left on device" in line or "not enough disk space" in line, line
             filler.unlink()
             assert project.repro(stage) == [stage]
         same(project, undisturbed)
 
 
-def test_a_read_only_folder_is_told_in_a_line_and_writing_to_it_mends_it(
+def test_a_read_only_folder_is_reported_in_one_line_and_writing_to_it_fixes_it(
     undisturbed: Project, tmp_path: Path
 ) -> None:
     project = undisturbed.copy(tmp_path / NAME)
@@ -135,7 +135,7 @@ def test_a_read_only_folder_is_told_in_a_line_and_writing_to_it_mends_it(
         same(project, undisturbed)
 
 
-def test_a_second_repro_is_told_which_is_at_work_and_the_first_ends_well(
+def test_a_second_repro_is_told_which_one_is_running_and_the_first_ends_well(
     prepared: Project, undisturbed: Project
 ) -> None:
     with training(prepared) as first:
@@ -167,7 +167,7 @@ def test_a_damaged_checkpoint_costs_time_and_changes_no_byte(prepared: Project, 
     same(prepared, undisturbed, TRAINED)
 
 
-def test_a_damaged_object_in_the_cache_is_caught_and_the_command_in_the_message_mends_it(
+def test_a_damaged_object_in_the_cache_is_caught_and_the_command_in_the_message_fixes_it(
     undisturbed: Project, tmp_path: Path
 ) -> None:
     project = undisturbed.copy(tmp_path / NAME)
@@ -175,8 +175,8 @@ def test_a_damaged_object_in_the_cache_is_caught_and_the_command_in_the_message_
     damage(cached(project, path))
     path.unlink()
     forget(project, "data/processed/train.npz")
-    said = told(project.run("dvc", "repro", check=False), "preprocess")
-    project.run("bash", "-c", said.partition("To rebuild it: ")[2])
+    line = first_line(project.run("dvc", "repro", check=False), "preprocess")
+    project.run("bash", "-c", line.partition("To rebuild it: ")[2])
     same(project, undisturbed)
     assert project.repro() == []
 
@@ -203,13 +203,13 @@ def training(project: Project) -> Iterator["subprocess.Popen[bytes]"]:
         process.wait()
 
 
-def told(failed: "subprocess.CompletedProcess[str]", stage: str) -> str:
-    """Return the one line that the stage said before DVC's own."""
+def first_line(failed: "subprocess.CompletedProcess[str]", stage: str) -> str:
+    """Return the one line that the stage line before DVC's own."""
     assert failed.returncode != 0
-    said, *dvc = failed.stderr.splitlines()
-    assert said.startswith(f"{stage}: "), failed.stderr
+    line, *dvc = failed.stderr.splitlines()
+    assert line.startswith(f"{stage}: "), failed.stderr
     assert [line for line in dvc if line] == [line for line in dvc if line.startswith("ERROR: ")], failed.stderr
-    return said
+    return line
 
 
 def cached(project: Project, path: Path) -> Path:

@@ -81,13 +81,13 @@ def test_a_killed_repro_ends_as_one_that_was_not(
     record_property("hit", hit)
 
     errors = _repro_until_done(project)
-    told = f"KILLS_SEED={SEED}: {what}\n{errors}"
-    assert "Traceback" not in errors, told
+    context = f"KILLS_SEED={SEED}: {what}\n{errors}"
+    assert "Traceback" not in errors, context
     found = _outputs(project)
-    assert found.keys() == expected.keys(), told
-    assert [name for name in expected if found[name] != expected[name]] == [], told
-    assert project.repro() == [], told
-    assert not (project.folder / "checkpoints").exists(), told
+    assert found.keys() == expected.keys(), context
+    assert [name for name in expected if found[name] != expected[name]] == [], context
+    assert project.repro() == [], context
+    assert not (project.folder / "checkpoints").exists(), context
 
 
 def _repro(project: Project) -> "subprocess.Popen[str]":
@@ -169,14 +169,14 @@ def test_what_a_killed_dvc_was_writing_is_no_output(start: Project, tmp_path: Pa
     assert _outputs(project) == before
 
 
-def test_a_kill_that_hits_nothing_is_told_from_one_that_does() -> None:
+def test_a_kill_that_hits_nothing_is_distinguished_from_one_that_does() -> None:
     with subprocess.Popen(["sleep", "60"], text=True) as process:
         assert _kill(process, "stage") == 0  # it has no child
         assert _kill(process, "dvc") == 1
     assert _kill(process, "both") == 0
 
 
-def test_a_lock_that_dvc_left_half_written_is_mended_as_the_check_says(
+def test_a_lock_that_dvc_left_half_written_is_fixed_as_the_check_says(
     start: Project, undisturbed: tuple[dict[str, bytes], dict[str, float]], tmp_path: Path
 ) -> None:
     project = start.copy(tmp_path / "project")

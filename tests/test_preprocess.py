@@ -301,7 +301,7 @@ def test_a_constant_channel_cannot_be_standardized(tmp_path: Path) -> None:
 
 
 def child(code: str, raw: Path) -> subprocess.CompletedProcess[str]:
-    """Run `code` in a process of its own, where `arguments` are those of the stage."""
+    """Run `code` in a separate process, where `arguments` are those of the stage."""
     params = raw.parent / "params.yaml"
     params.write_text(json.dumps({"preprocess": PARAMS | {"validation_split": "stratified"}}))
     arguments = ["--params", str(params), "--raw", str(raw), "--out", str(raw.parent / "processed")]

@@ -51,7 +51,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """An sshd of its own: port, host key, authorized key and configuration."""
+    """Its own sshd: port, host key, authorized key and configuration."""
     if not SSHD.exists():
         pytest.skip(f"{SSHD}, which serves the remote, is not installed; on Debian: apt install openssh-server")
     if os.geteuid() == 0:
@@ -171,7 +171,7 @@ def test_a_clone_without_data_has_nothing_to_share_and_says_so(
 
 
 @pytest.mark.parametrize("victim", ["push", "server"])
-def test_a_push_cut_half_way_is_missed_by_pull_and_mended_by_the_next_push(
+def test_a_push_cut_half_way_is_missed_by_pull_and_fixed_by_the_next_push(
     first: Project, server: Server, tmp_path: Path, victim: str
 ) -> None:
     sender = clone(first, tmp_path / "sender", "main")
@@ -207,7 +207,7 @@ def test_a_push_cut_half_way_is_missed_by_pull_and_mended_by_the_next_push(
     assert received == hashlib.sha256(large.read_bytes()).digest()
 
 
-def test_an_object_cut_short_in_the_remote_is_refused_and_removing_it_there_mends_it(
+def test_an_object_cut_short_in_the_remote_is_refused_and_removing_it_there_fixes_it(
     first: Project, server: Server, tmp_path: Path
 ) -> None:
     """As a full disk or a copy by hand leaves it; without `verify` DVC takes it, and says that all is well."""

@@ -1,1 +1,1 @@
-"""The network, its file and its predictions: for train, evaluate and whoever uses the model."""
+"""The network, its file and its predictions: for train, evaluate and the tools that use the model."""

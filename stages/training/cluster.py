@@ -193,8 +193,8 @@ def alone() -> Cluster:
 def joined(params: RuntimeParams) -> Iterator[Cluster]:
     """Yield the cluster that `params.strategy` and the environment describe, with its strategy in scope.
 
-    Raises `StageError` when the environment or the machine lacks what `params` require, or when a worker does not
-    join in time or is lost.
+    Raises `StageError` when the environment or the machine does not have what `params` require, or when a
+    worker does not join in time or is lost.
     """
     if params.devices > 1 and params.strategy != "mirrored":
         print(f"train: runtime.devices has no effect with strategy {params.strategy}", file=sys.stderr)
@@ -291,7 +291,7 @@ def _join(workers: tuple[Worker, ...], rank: int) -> Cluster:
             cluster = Cluster(tf.distribute.MultiWorkerMirroredStrategy(resolver), workers, rank)
             with cluster.watched():
                 cluster.combine(np.zeros(1, np.int32))  # returns when all have joined
-        # TensorFlow has installed a handler of its own, which ignores the signal.
+        # TensorFlow has installed its own handler, which ignores the signal.
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
     except tf.errors.OpError as error:
         raise StageError(

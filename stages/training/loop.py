@@ -94,7 +94,7 @@ class Trainer:
         self._steps_per_epoch = -(-len(training.images) // params.batch_size)
         self._steps = TrainingSteps(model, self._optimizer, params, cluster, self._steps_per_epoch * params.epochs)
         self._predict = Predictor(model)
-        # Whole batches, so that each image is in the same batch whichever worker predicts it.
+        # Whole batches, so that each image is in the same batch whatever worker predicts it.
         self._validated = cluster.worker_slice(len(validation.images), BATCH_SIZE)
         self._rates = learning_rates(params, self._steps_per_epoch, params.epochs)
         model.optimizer, model.stop_training = self._optimizer, False

@@ -51,7 +51,7 @@ def left_beside(to: Path) -> list[str]:
 
 
 def start(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """Run Python code in a process of its own."""
+    """Run Python code in a separate process."""
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
 
@@ -380,10 +380,10 @@ def test_passwords_and_tokens_are_not_shown(to: Path, capfd: pytest.CaptureFixtu
 def test_two_processes_share_one_download(to: Path) -> None:
     with Server(Answer(BODY, rate=300_000)) as server:
         both = [start(FETCH, SHA256, to, server.url) for _ in range(2)]
-        said = [process.communicate()[1] for process in both]
+        errors = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert server.sent == len(BODY)
-    assert sorted(said) == ["", "archive.tar.gz: another process is fetching it; waiting\n"]
+    assert sorted(errors) == ["", "archive.tar.gz: another process is fetching it; waiting\n"]
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -467,9 +467,9 @@ def test_a_log_gets_lines_with_speed_and_remaining_time(
 def test_a_full_disk_is_named_with_the_file(to: Path) -> None:
     code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))" + FETCH
     with Server(Answer(BODY)) as server:
-        said = start(code, SHA256, to, server.url).communicate()[1]
-    assert "File too large" in said
-    assert ".partial" in said
+        errors = start(code, SHA256, to, server.url).communicate()[1]
+    assert "File too large" in errors
+    assert ".partial" in errors
 
 
 def test_what_is_slow_to_import_is_imported_only_for_a_download() -> None:

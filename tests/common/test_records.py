@@ -1,4 +1,4 @@
-"""stages/common/records.py: a stage's input is what the stage before said that it wrote, or an error."""
+"""stages/common/records.py: a stage's input is what the previous stage recorded, or an error."""
 
 import json
 from collections.abc import Callable

@@ -87,7 +87,7 @@ def test_an_archive_in_each_of_tars_formats_gives_its_members(archive: Path, for
             header.size, header.mtime = (
                 len(content),
                 1244073600.5,
-            )  # a fraction makes PAX write a header of its own
+            )  # a fraction makes PAX write its own header
             tar.addfile(header, io.BytesIO(content))
     assert read(archive, buffer.getvalue()) == CONTENT
 

@@ -37,7 +37,7 @@ def write(name: str, content: bytes = SMALL["PNG"]) -> Path:
 
 
 def write_shades(part: str = "", count: int = 10) -> list[Path]:
-    """Write pictures of which no two are the same: cats are shades of red, dogs are shades of blue."""
+    """Write pictures, all different: cats are shades of red, dogs are shades of blue."""
     return [
         write(f"{part}{name}/{shade}.png", encoded(flat("RGB", color)))
         for shade in range(count)

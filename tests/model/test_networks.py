@@ -156,7 +156,7 @@ def test_a_network_that_is_none_names_those_there_are(tmp_path: Path) -> None:
          r"model\.widths.*less than or equal to 65536"),
     ],
 )  # fmt: skip
-def test_keys_of_another_network_are_told_from_slips(tmp_path: Path, section: str, message: str) -> None:
+def test_keys_of_another_network_are_distinguished_from_typos(tmp_path: Path, section: str, message: str) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(f"model: {section}", encoding="utf-8")
     with pytest.raises(StageError, match=message):

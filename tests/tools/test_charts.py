@@ -1,4 +1,4 @@
-"""tools/report/charts.py: what is drawn of which numbers."""
+"""tools/report/charts.py: charts and the numbers they show."""
 
 import re
 

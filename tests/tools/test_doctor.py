@@ -1,4 +1,4 @@
-"""tools/doctor.py: each thing that can be wrong is made to happen, found, and mended by the command it names."""
+"""tools/doctor.py: every problem is caused, found, and fixed by the command it names."""
 
 import contextlib
 import hashlib
@@ -144,15 +144,15 @@ def test_without_any_package_every_look_is_told_and_none_is_a_traceback(project:
     done = project.run(str(tmp_path / "venv/bin/python"), "-m", "tools.doctor", "--json", check=False)
     assert done.returncode == 1
     assert done.stderr == ""
-    told = json.loads(done.stdout)
-    assert list(dict.fromkeys(line["check"] for line in told["findings"])) == NAMES
-    assert told["wrong"] == [line["state"] for line in told["findings"]].count("wrong")
-    by_look = {line["check"]: line for line in told["findings"]}
+    report = json.loads(done.stdout)
+    assert list(dict.fromkeys(line["check"] for line in report["findings"])) == NAMES
+    assert report["wrong"] == [line["state"] for line in report["findings"]].count("wrong")
+    by_look = {line["check"]: line for line in report["findings"]}
     assert by_look["packages"]["found"] == "could not be checked: No module named 'packaging'"
     assert by_look["packages"]["remedy"].endswith("-m pip install --require-hashes -r requirements.txt")
     assert "No module named" in by_look["tensorflow"]["found"]
     assert by_look["git"]["state"] == "ok"
-    assert all("\n" not in line["found"] for line in told["findings"])
+    assert all("\n" not in line["found"] for line in report["findings"])
 
 
 def test_a_wrong_finding_is_one_line_and_an_exit_code(
@@ -202,7 +202,7 @@ def test_a_package_of_another_version_and_one_that_is_missing_are_wrong(project:
     ("code", "message"),
     [
         ("raise ImportError('libcudart.so.12: cannot open')", "ImportError: libcudart.so.12: cannot open"),
-        ("import os; os.kill(os.getpid(), 4)", "ended by SIGILL (the processor lacks an instruction set"),
+        ("import os; os.kill(os.getpid(), 4)", "ended by SIGILL (this CPU does not have an instruction set"),
     ],
 )
 def test_a_tensorflow_that_does_not_load_is_one_line(
@@ -226,7 +226,7 @@ def test_a_slip_in_the_params_is_wrong_once(project: Project) -> None:
     assert states(sources.download) == states(lambda: sources.mirrors(False)) == states(storage.disk) == ["note"]
 
 
-def test_a_truncated_lock_is_wrong_once_and_git_mends_it(project: Project) -> None:
+def test_a_truncated_lock_is_wrong_once_and_git_fixes_it(project: Project) -> None:
     lock = project.folder / "dvc.lock"
     lock.write_bytes(lock.read_bytes()[:200])
     assert "dvc.lock: incomplete" in wrong(repository.lock).found
@@ -290,7 +290,7 @@ def test_a_file_that_is_gone_is_brought_back_by_git_and_not_committed_as_gone(pr
 
 
 @pytest.mark.parametrize("size", [420, 1000, 1300, 1640, 1800, 2100, 3000])
-def test_a_truncated_dvc_yaml_is_wrong_once_and_git_mends_it(project: Project, size: int) -> None:
+def test_a_truncated_dvc_yaml_is_wrong_once_and_git_fixes_it(project: Project, size: int) -> None:
     path = project.folder / "dvc.yaml"
     path.write_bytes(path.read_bytes()[:size])
     checks = {name: look for name, look in all_checks(offline=False).items() if name != "tensorflow"}
@@ -310,7 +310,7 @@ def test_a_stage_that_a_commit_removed_from_dvc_yaml_is_a_note(project: Project)
 
 
 @pytest.mark.parametrize("content", ["[cor", "[core]\nremot = team\n"])
-def test_a_broken_configuration_of_dvc_is_wrong_once_and_git_mends_it(project: Project, content: str) -> None:
+def test_a_broken_configuration_of_dvc_is_wrong_once_and_git_fixes_it(project: Project, content: str) -> None:
     (project.folder / ".dvc/config").write_text(content, encoding="utf-8")
     assert "config" in project.run("dvc", "status", check=False).stderr
     checks = {name: look for name, look in all_checks(offline=False).items() if name != "tensorflow"}
@@ -593,9 +593,9 @@ def test_a_disk_too_small_for_the_next_run_is_wrong(project: Project, small_disk
 def test_a_cache_of_hard_links_needs_less_than_one_of_copies(project: Project) -> None:
     def needed() -> float:
         (found,) = findings(storage.disk)
-        said = re.search(r"up to ([\d.,]+) MB", found.found)
-        assert said
-        return float(said[1])
+        size = re.search(r"up to ([\d.,]+) MB", found.found)
+        assert size
+        return float(size[1])
 
     shutil.rmtree(project.folder / "data/processed")
     copies = needed()
@@ -604,7 +604,7 @@ def test_a_cache_of_hard_links_needs_less_than_one_of_copies(project: Project) -
 
 
 @pytest.mark.parametrize("where", ["cache", "cache and workspace"])
-def test_an_object_with_a_changed_byte_is_wrong_and_mended_to_the_bytes_it_had(
+def test_an_object_with_a_changed_byte_is_wrong_and_fixed_to_the_bytes_it_had(
     project: Project, where: str
 ) -> None:
     path = object_of(project, "data/raw/test.npz")
@@ -676,7 +676,7 @@ def test_a_changed_byte_in_a_folder_of_outputs_is_found(
 # The archive, and where it can be had.
 
 
-def test_a_part_of_the_archive_is_told_and_then_the_whole(cifar10: Path) -> None:
+def test_a_part_of_the_archive_is_reported_and_then_all_of_it(cifar10: Path) -> None:
     assert [finding.found for finding in findings(sources.download)] == [
         f"not yet: {cifar10 / ARCHIVE} has not been downloaded"
     ]
@@ -744,7 +744,7 @@ def test_no_mirror_that_has_the_archive_is_wrong(
     assert found.remedy.startswith("DATASET_SOURCES=")
 
 
-def test_a_place_that_no_download_can_read_is_told_as_the_download_tells_it(
+def test_a_place_that_no_download_can_read_is_reported_as_the_download_reports_it(
     cifar10: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DATASET_SOURCES", "ftp://host/archive")
@@ -809,7 +809,7 @@ def set_remote(project: Project, url: str | Path) -> None:
     edit(project.folder / ".dvc/config", r"(?m)^    url = .*", f"    url = {url}")
 
 
-def test_an_output_that_the_remote_lacks_is_wrong_and_a_push_mends_it(project: Project, tmp_path: Path) -> None:
+def test_an_output_missing_from_the_remote_is_wrong_and_a_push_fixes_it(project: Project, tmp_path: Path) -> None:
     shutil.copytree(remote_folder(project), tmp_path / "remote")
     set_remote(project, tmp_path / "remote")
     next((tmp_path / "remote/files/md5").glob("*/*")).unlink()

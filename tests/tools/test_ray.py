@@ -60,14 +60,14 @@ def test_what_the_machines_cannot_get_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """Two nodes of one core, each with a home and a cache of its own; what reaches them is in the environment."""
+    """Two nodes of one core, each with its own home and cache; what reaches them is in the environment."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray, the extra `sweep`, is not installed: pip install 'ray==2.60.*'")
     with socket.create_server(("127.0.0.1", 0)) as free:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     access = {
         "RAY_ADDRESS": address,
-        "RAY_AUTH_MODE": "token",  # or whoever reaches the port may run code here
+        "RAY_AUTH_MODE": "token",  # otherwise anyone who reaches the port can run code here
         "RAY_AUTH_TOKEN": secrets.token_hex(),
         "RAY_USAGE_STATS_ENABLED": "0",
     }
@@ -110,7 +110,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def own_places(home: Path) -> dict[str, str]:
-    """The environment that keeps what a machine keeps of its own in `home`."""
+    """The environment that keeps the files of one machine in `home`."""
     home.mkdir()
     return {"HOME": str(home), "DATASET_CACHE": str(home / "cache"), "DVC_SITE_CACHE_DIR": str(home / "site")}
 

@@ -433,14 +433,14 @@ def test_without_mistakes_the_page_says_so(run: Results) -> None:
 
 def test_the_page_opens_without_an_error_and_asks_no_host_for_anything(browser: Browser, address: str) -> None:
     page = browser.new_page()
-    said: list[str] = []
+    messages: list[str] = []
     asked: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
     page.goto(address, wait_until="networkidle")
     page.close()
-    assert said == []
+    assert messages == []
     assert [url for url in asked if not url.startswith("data:")] == [address]
 
 

@@ -175,8 +175,8 @@ def test_without_a_committed_run_the_first_experiment_s_data_serve_the_next(tmp_
         wait_for(lambda: not BUSY & set(states(project).values()))
     assert stages_run(tmp_path / "bin") == ["download", "preprocess", "train", "train"]
     for stage in ("download", "preprocess"):
-        said = f"Stage '{stage}' is cached - skipping run, checking out outputs"
-        assert said in project.run("dvc", "queue", "logs", "broken-2").stdout
+        line = f"Stage '{stage}' is cached - skipping run, checking out outputs"
+        assert line in project.run("dvc", "queue", "logs", "broken-2").stdout
 
 
 def test_killing_an_experiment_ends_its_worker_and_leaves_no_process_and_no_checkpoint(

@@ -55,7 +55,7 @@ def project(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
 def rebuilt(project: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """The folder that verify kept of the project's rebuild, and what it printed."""
     folder = tmp_path_factory.mktemp("kept")
-    return folder, json.loads(told(project, 0, "--json", "--folder", str(folder)).stdout)
+    return folder, json.loads(run_verify(project, 0, "--json", "--folder", str(folder)).stdout)
 
 
 @pytest.fixture
@@ -67,7 +67,7 @@ def environment(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def claim(project: Project, rebuilt: tuple[Path, dict[str, Any]], tmp_path: Path, environment: None) -> Claim:
-    """What the project claims, with files of its own to tamper with."""
+    """What the project claims, with its own files to tamper with."""
     kept = shutil.copytree(rebuilt[0] / "committed", tmp_path / "committed")
     claimed = claim_of_lock(read_lock(kept / NAME), project.folder, kept)
     return replace(claimed, checkout=project.folder)
@@ -93,7 +93,7 @@ def _judged(folder: Path, rules: Any) -> Judged:
     return lambda claim: {row.path: row for row in judge(claim, lock, folder, rules)}
 
 
-def told(project: Project, code: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_verify(project: Project, code: int, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run verify on the command line; another exit code than `code` is the test's failure."""
     done = project.run(sys.executable, "-m", "tools.verify", *arguments, check=False)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
@@ -177,7 +177,7 @@ def test_a_seed_that_was_changed_in_the_lock_is_caught_and_named(project: Projec
     tampered = copy(project, tmp_path / "project")
     edit(tampered.folder / NAME, "        train:\n          seed: 0\n", "        train:\n          seed: 7\n")
     tampered.commit("Another seed")
-    shown = told(tampered, 1, "--stage", "train", "--md").stdout
+    shown = run_verify(tampered, 1, "--stage", "train", "--md").stdout
     assert "| train | models/model.keras | differs |" in shown
     assert "train.seed is 7 in dvc.lock and 0 in params.yaml; the rebuild has that of dvc.lock" in shown
     assert "**Not reproduced: 5 of 5 outputs differ (first: metrics/history.csv).**" in shown
@@ -191,7 +191,7 @@ def test_code_and_params_that_were_changed_after_the_run_are_caught_and_named(
     edit(tampered.folder / "stages/datasets/digits.py", "reshape(-1, 8, 8, 1)", "reshape(-1, 8, 8, 1) | 1")
     tampered.choose("dataset.name", "cifar10")  # the rebuild has the lock's, or it would need a network
     tampered.commit("Other pixels, and params that no run had")
-    report = json.loads(told(tampered, 1, "--stage", "download", "--json").stdout)
+    report = json.loads(run_verify(tampered, 1, "--stage", "download", "--json").stdout)
     assert [row["result"] for row in report["outputs"]] == ["differs"] * 3
     assert report["reasons"] == [
         "dataset.name is digits in dvc.lock and cifar10 in params.yaml; the rebuild has that of dvc.lock",
@@ -203,7 +203,7 @@ def test_a_pass_says_when_the_lock_is_not_of_the_commits_own_params(project: Pro
     other = copy(project, tmp_path / "project")
     other.choose("dataset.name", "cifar10")
     other.commit("Params that no run had")
-    report = json.loads(told(other, 0, "--stage", "download", "--json").stdout)
+    report = json.loads(run_verify(other, 0, "--stage", "download", "--json").stdout)
     assert report["result"] == "identical"
     assert report["sentence"].endswith(" But dvc.lock does not belong to this commit's params or code: see above.")
 
@@ -220,7 +220,7 @@ def test_pictures_that_git_has_not_are_brought_from_the_working_directory(
     person.repro("download")
     person.commit("Pictures of my own")
     assert "pictures/cat/0.png" not in person.run("git", "ls-files").stdout
-    told(person, 0, "--stage", "download")
+    run_verify(person, 0, "--stage", "download")
 
 
 def test_pictures_at_an_absolute_path_are_taken_from_there(project: Project, tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_pictures_at_an_absolute_path_are_taken_from_there(project: Project, tmp
     person.choose("dataset.folder.path", str(tmp_path / "pictures"))
     person.repro("download")
     person.commit("Pictures elsewhere")
-    told(person, 0, "--stage", "download")
+    run_verify(person, 0, "--stage", "download")
 
 
 def test_two_rebuilds_of_a_stage_that_draws_at_random_are_told_apart(project: Project, tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_two_rebuilds_of_a_stage_that_draws_at_random_are_told_apart(project: Pr
         "    drawn = __import__('os').urandom(1)[0] | 1\n    table =",
     )
     random.commit("Other pixels each time")
-    report = json.loads(told(random, 1, "--twice", "--stage", "download", "--json").stdout)
+    report = json.loads(run_verify(random, 1, "--twice", "--stage", "download", "--json").stdout)
     assert (report["against"], report["result"]) == ("the first rebuild", "differs")
     details = {row["path"]: row["detail"] for row in report["outputs"]}
     assert re.match(
@@ -317,7 +317,7 @@ def test_the_demo_is_held_to_its_hashes(project: Project, tmp_path: Path) -> Non
     (demo.folder / "tools/demo.json").write_text(json.dumps(recorded), encoding="utf-8")
     demo.choose("dataset.name", "cifar10")  # the rebuild has the demo's, whatever the commit's own
     demo.commit("Hashes of the demo, one of them changed")
-    report = json.loads(told(demo, 1, "--dataset", "digits", "--stage", "download", "--json").stdout)
+    report = json.loads(run_verify(demo, 1, "--dataset", "digits", "--stage", "download", "--json").stdout)
     assert [row["result"] for row in report["outputs"]] == ["identical", "differs", "identical"]
     assert report["reasons"] == ["no environment is recorded: code, params or data"]
 
@@ -355,7 +355,7 @@ def test_a_defect_of_verify_is_not_taken_for_a_result_that_differs(
     assert capsys.readouterr().err.endswith("OverflowError: a defect\n")
 
 
-def test_outside_a_checkout_git_s_own_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_checkout_git_s_own_reason_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StageError, match=r"git rev-parse failed \(fatal: not a git repository"):
         verify_command.main([])
@@ -575,7 +575,7 @@ def test_a_false_accuracy_that_a_changed_environment_would_excuse_is_caught(
         versions = json.loads(path.read_bytes())["versions"]
         edit_json(path, versions={**versions, "tensorflow": "2.20.0"})
     tampered.commit("A better accuracy")
-    report = json.loads(told(tampered, 1, "--json").stdout)
+    report = json.loads(run_verify(tampered, 1, "--json").stdout)
     results = {row["path"]: row["result"] for row in report["outputs"]}
     assert report["mode"] == "tolerance"
     assert [path for path, result in results.items() if result == "differs"] == [
@@ -664,7 +664,9 @@ def test_a_record_without_a_number_of_threads_is_not_portable(threads: Any) -> N
     assert not machine.portable_here(_environments(runtime__cpu_isa="avx2", runtime__threads=threads))
 
 
-def test_a_record_of_another_model_is_not_used_and_told(claim: Claim, project: Project, tmp_path: Path) -> None:
+def test_a_record_of_another_model_is_not_used_and_reported(
+    claim: Claim, project: Project, tmp_path: Path
+) -> None:
     assert set(claim.environment) == {"train", "evaluate"}
     other = copy(project, tmp_path / "other")
     edit_json(other.folder / "environment/train.json", model_sha256="0" * 64)
@@ -706,7 +708,7 @@ def fresh(project: Project, tmp_path: Path, environment: None, monkeypatch: pyte
 
 def test_a_lock_is_up_to_date_in_a_clone_without_data_which_stays_as_it_was(fresh: Project) -> None:
     assert not (fresh.folder / MODEL).exists()
-    assert "up to date" in told(fresh, 0, "--stale").stdout
+    assert "up to date" in run_verify(fresh, 0, "--stale").stdout
     assert fresh.run("git", "status", "--porcelain").stdout == ""
 
 
@@ -723,7 +725,7 @@ def test_changed_code_params_and_metrics_make_the_lock_stale(fresh: Project) -> 
     fresh.touch("stages/evaluation/scoring.py")
     fresh.choose("train.learning_rate", 1e-4)
     edit_figures(fresh.folder / TRAIN, accuracy=1)
-    report = json.loads(told(fresh, 1, "--stale", "--json").stdout)
+    report = json.loads(run_verify(fresh, 1, "--stale", "--json").stdout)
     assert {(found["stage"], found["reason"]) for found in report["findings"]} == {
         ("train", "train.learning_rate is 0.001 in dvc.lock and 0.0001 in params.yaml"),
         ("train", "metrics/train.csv: not the bytes that dvc.lock names"),
@@ -733,7 +735,7 @@ def test_changed_code_params_and_metrics_make_the_lock_stale(fresh: Project) -> 
 
 def test_choices_stand_for_those_of_params_yaml(fresh: Project) -> None:
     fresh.choose("train.learning_rate", 1e-4)
-    shown = told(fresh, 1, "--stale", "-S", "train.learning_rate=1e-3", "-S", "evaluate.top_k=2").stdout
+    shown = run_verify(fresh, 1, "--stale", "-S", "train.learning_rate=1e-3", "-S", "evaluate.top_k=2").stdout
     assert "learning_rate" not in shown
     assert "evaluate.top_k is 3 in dvc.lock and 2 in params.yaml" in shown
     with pytest.raises(StageError, match=r"^-S train\.rate: no key of params\.yaml"):
@@ -780,7 +782,7 @@ def test_what_dvc_yaml_no_longer_has_makes_the_lock_stale(fresh: Project) -> Non
 def test_a_frozen_stage_is_not_decided_as_dvc_does_not_look_at_it(fresh: Project) -> None:
     fresh.run("dvc", "freeze", "train")
     fresh.touch("stages/training/loop.py")
-    assert "verify: train: frozen" in told(fresh, 2, "--stale").stderr
+    assert "verify: train: frozen" in run_verify(fresh, 2, "--stale").stderr
     assert stale(fresh.folder, {}, "download") == []
 
 

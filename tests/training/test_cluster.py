@@ -191,7 +191,7 @@ def test_another_error_of_tensorflow_is_not_taken_for_a_lost_process() -> None:
         raise tf.errors.InvalidArgumentError(None, None, "shapes differ")
 
 
-def test_devices_that_no_strategy_uses_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_devices_that_no_strategy_uses_are_reported(capsys: pytest.CaptureFixture[str]) -> None:
     params = runtime("single", devices=2)
     with joined(params) as one:
         assert one.replicas == 1

@@ -25,7 +25,7 @@ from tools.launch import free_ports
 pytestmark = pytest.mark.slow
 
 BOUND = 60  # seconds in which all end when one is gone
-# A person's own callbacks: one keeps every loss that it is told, one stops the training.
+# A person's own callbacks: one keeps every loss it receives, one stops the training.
 RECORD = """
 import os, signal, keras
 
@@ -135,7 +135,7 @@ def training(
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 text=True,
-                start_new_session=True,  # a group of its own, as a terminal's command is
+                start_new_session=True,  # its own process group, as a terminal's command is
             )
             started.callback(kill, process)
             processes.append(process)

@@ -23,16 +23,16 @@ def main(arguments: Sequence[str]) -> None:
     import tensorflow as tf
 
     sys.stdout.flush()
-    with tempfile.TemporaryFile("w+") as told:
+    with tempfile.TemporaryFile("w+") as output:
         original = os.dup(1)
-        os.dup2(told.fileno(), 1)  # C++ writes to the descriptor, not to sys.stdout
+        os.dup2(output.fileno(), 1)  # C++ writes to the descriptor, not to sys.stdout
         try:
             tf.nn.conv2d(tf.ones((1, 8, 8, 3)), tf.ones((3, 3, 3, 8)), 1, "SAME").numpy()
         finally:
             os.dup2(original, 1)
             os.close(original)
-        told.seek(0)
-        uses = [line.rpartition("isa:")[2].strip() for line in told if ",cpu,isa:" in line]
+        output.seek(0)
+        uses = [line.rpartition("isa:")[2].strip() for line in output if ",cpu,isa:" in line]
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split() if Path("/proc/cpuinfo").exists() else []
     result = {
         "version": tf.__version__,

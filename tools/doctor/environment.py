@@ -82,7 +82,7 @@ def tensorflow() -> Iterator[Finding]:
         return
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name
-        why = " (the processor lacks an instruction set that it needs)" if name == "SIGILL" else ""
+        why = " (this CPU does not have an instruction set that TensorFlow needs)" if name == "SIGILL" else ""
         yield Finding("wrong", f"TensorFlow does not load: ended by {name}{why}", install())
     elif done.returncode:
         lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
@@ -92,9 +92,9 @@ def tensorflow() -> Iterator[Finding]:
             "wrong", lines[-1] if own else f"TensorFlow does not load: {lines[-1]}", "" if own else install()
         )
     else:
-        told = json.loads(done.stdout.splitlines()[-1])
-        gpus = f", {told['gpus']} GPUs" if told["gpus"] else ""
-        sets = " ".join(told["has"]) or "not told by this system"
+        probe = json.loads(done.stdout.splitlines()[-1])
+        gpus = f", {probe['gpus']} GPUs" if probe["gpus"] else ""
+        sets = " ".join(probe["has"]) or "not reported by this system"
         yield Finding(
-            "ok", f"TensorFlow {told['version']} loads; oneDNN uses {told['uses']}; this CPU has: {sets}{gpus}"
+            "ok", f"TensorFlow {probe['version']} loads; oneDNN uses {probe['uses']}; this CPU has: {sets}{gpus}"
         )

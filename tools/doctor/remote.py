@@ -2,7 +2,7 @@
 
 DVC's own `dvc status --cloud` writes to .dvc/tmp, removes what is damaged in a remote that is a folder, and takes
 what was cut short there for whole. So only sizes are asked for, and from a folder made for it, with the same
-configuration; as a process of its own, `python -m tools.doctor.remote FOLDER`, which can be given up.
+configuration; as a separate process, `python -m tools.doctor.remote FOLDER`, which can be given up.
 """
 
 import json

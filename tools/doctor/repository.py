@@ -115,12 +115,12 @@ def git() -> Iterator[Finding]:
         return
     except subprocess.CalledProcessError as error:
         if recorded.dvc_config()["core"].get("no_scm"):
-            raise NotChecked("not a git repository, and DVC is told so: core.no_scm") from None
-        said = error.stderr.strip().splitlines()[0].removeprefix("fatal: ")
+            raise NotChecked("not a git repository, as configured: core.no_scm") from None
+        reason = error.stderr.strip().splitlines()[0].removeprefix("fatal: ")
         remedy = "git init && git add --all && git commit"
-        if "dubious ownership" in said:
+        if "dubious ownership" in reason:
             remedy = f"git config --global --add safe.directory {shlex.quote(str(Path.cwd()))}"
-        yield Finding("wrong", f"{said}; without git, dvc refuses to run", remedy)
+        yield Finding("wrong", f"{reason}; without git, dvc refuses to run", remedy)
         return
     findings = list(_uncommitted())
     if shallow:

@@ -83,7 +83,7 @@ def cache() -> Iterator[Finding]:
     for output in damaged:
         path = object_path(folder, output.md5)
         found = f"{path}, the object of {output.path}, does not match its hash"
-        yield Finding("wrong", found, _mend(output, path))
+        yield Finding("wrong", found, _repair_command(output, path))
     for output in here:
         if output not in damaged and output.path not in kept_by_git and _is_changed(output, folder):
             remedy = f"dvc checkout --force {shlex.quote(str(output.path))}"
@@ -117,7 +117,7 @@ def _with_parts(recorded: list[Output], folder: Path) -> Iterator[Output]:
                     yield Output(output.stage, output.path / part["relpath"], part["md5"], 0)
 
 
-def _mend(output: Output, path: Path) -> str:
+def _repair_command(output: Output, path: Path) -> str:
     """Return the command that replaces an object, with the file in the workspace if it has the right bytes."""
     if output.path.is_file() and _md5(output.path) == output.md5:
         return f"cp -f {shlex.quote(str(output.path))} {shlex.quote(str(path))}"

@@ -109,8 +109,8 @@ def _tracked(folder: Path) -> frozenset[str]:
 @functools.cache  # DVC takes a second to start
 def _caches(checkout: Path) -> list[Path]:
     """Return the DVC caches of the checkout and of its demo."""
-    told = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-m", "dvc", "cache", "dir"], cwd=checkout, capture_output=True, text=True, check=False
     )
-    own = [Path(told.stdout.strip())] if told.returncode == 0 else []
+    own = [Path(done.stdout.strip())] if done.returncode == 0 else []
     return [folder / "files" / "md5" for folder in (*own, checkout / "demo" / ".dvc" / "cache")]

@@ -141,11 +141,11 @@ def _within(changes: Sequence[Change], rules: Mapping[str, Rule]) -> tuple[Resul
     if not verdicts:
         return "within tolerance", "the same figures in other bytes"
     result = next(result for result in order if result in verdicts)
-    told = verdicts[result]
+    reasons = verdicts[result]
     # Figures with a tolerance that are equal meet it.
     if result == "differs as expected" and any(isinstance(rule, Tolerance) for rule in rules.values()):
         result = "within tolerance"
-    return result, "; ".join(told[:3]) + (f"; and {len(told) - 3} more" if len(told) > 3 else "")
+    return result, "; ".join(reasons[:3]) + (f"; and {len(reasons) - 3} more" if len(reasons) > 3 else "")
 
 
 def _hold(change: Change, rule: Rule | None) -> tuple[Result, str]:

@@ -1,6 +1,6 @@
 """Clones a revision into an empty folder and runs its pipeline there, without anything left from earlier runs.
 
-The clone has an empty DVC cache and run cache of its own, and no dvc.lock: so every stage runs. Of the person's
+The clone has an empty DVC cache and run cache, and no dvc.lock: so every stage runs. Of the person's
 own, only the sources and the cache of downloads are used, whose bytes the stage download checks.
 """
 
@@ -75,7 +75,7 @@ def set_aside(paths: Iterable[str], folder: Path, to: Path) -> None:
 def rebuild(folder: Path, stage: str | None) -> Lock:
     """Run all stages in `folder`, or up to `stage`, and return the new dvc.lock.
 
-    What the stages say goes to standard error. Raises `StageError` when one fails, which has told why.
+    The stages' output goes to standard error. Raises `StageError` if one fails.
     """
     names = list(read(folder / "dvc.yaml").get("stages") or {})
     if stage and stage not in names:

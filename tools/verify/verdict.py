@@ -76,12 +76,12 @@ def verify(options: argparse.Namespace) -> Report:
         size = BESIDES + 2 * sum(output.size for output in claim.outputs.values())
         require_space(place, size * (2 if options.twice else 1))
         made_before = [NAME, "environment", *claim.outputs]
-        new = _made_anew(folder, kept, made_before, choices, options.stage)
+        new = _rebuild(folder, kept, made_before, choices, options.stage)
         if options.twice:
             claim = Claim("the first rebuild", new.outputs(), folder, environment=read_environments(folder))
             folder = place / "second"
             clone(commit, folder)
-            new = _made_anew(folder, place / "aside", made_before, choices, options.stage)
+            new = _rebuild(folder, place / "aside", made_before, choices, options.stage)
         elif old is not None:
             notes += (words for _, words in changed_inputs(old, new))
         here = read_environments(folder)
@@ -133,7 +133,7 @@ def paragraphs(report: Report, markdown: bool) -> Iterator[str]:
     yield f"**{report.sentence}**" if markdown else report.sentence
 
 
-def _made_anew(
+def _rebuild(
     folder: Path, aside: Path, made_before: Sequence[str], choices: Mapping[str, Any], stage: str | None
 ) -> Lock:
     """Run the clone in `folder` with `choices`, up to `stage`, after moving `made_before` to `aside`."""
