@@ -1,0 +1,1 @@
+"""Compare two runs image by image: `python -m tools.compare`."""
