@@ -21,6 +21,7 @@ from stages.common.params import load
 from stages.common.records import Statistics, read_record, read_split
 from stages.model import runtime
 from stages.model.networks import build_model, load_network
+from stages.model.pretrained import check_scaling, fetch_weights
 from stages.model.runtime import RuntimeParams
 from stages.training.augmentation import check_image_size
 from stages.training.optimization import notes
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str]) -> None:
     statistics = read_record(options.processed / "statistics.json", Statistics)
     training = read_split(options.processed, "train", statistics)
     validation = read_split(options.processed, "validation", statistics)
+    check_scaling(model_params, statistics.scaling)
+    weights = fetch_weights(model_params)
 
     began = time.monotonic()
     runtime.start(runtime_params, params.seed)
@@ -54,7 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     with joined(runtime_params) as cluster, exclusive(options.model.parent) if cluster.chief else nullcontext():
         cluster.agree(digests)
         shape, classes = training.images.shape[1:], training.labels.shape[1]
-        model = build_model(model_params, shape, classes, training.images)
+        model = build_model(model_params, shape, classes, training.images, weights)
         check_image_size(params, model_params, shape)
         if cluster.chief:
             for note in notes(params, params.epochs):

@@ -1,9 +1,9 @@
-"""The networks. Read `_tutorial` or `_fast` from top to bottom as a list of layers."""
+"""The networks. Read `_tutorial`, `_fast` or `pretrained` from top to bottom as a list of layers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from pydantic import Field
 from stages.common.failure import StageError
 from stages.common.params import Section, load, read
 from stages.model.initialization import identity_kernel, whitening
+from stages.model.pretrained import PretrainedParams, pretrained
 
 if TYPE_CHECKING:
     import keras
@@ -33,9 +34,9 @@ class Block(Section):
 
 
 class NetworkParams(Section):
-    """The keys of `model` that all networks have."""
+    """The keys of `model` that the networks trained from scratch have."""
 
-    network: Literal["tutorial", "fast"]
+    network: Literal["tutorial", "fast", "pretrained"]
     activation: Literal["relu", "elu", "gelu", "silu", "tanh"]
 
 
@@ -57,7 +58,12 @@ class FastParams(NetworkParams):
     logit_scale: float = Field(gt=0)
 
 
-ModelParams = TutorialParams | FastParams
+ModelParams = TutorialParams | FastParams | PretrainedParams
+NETWORKS: dict[str, type[Section]] = {
+    "tutorial": TutorialParams,
+    "fast": FastParams,
+    "pretrained": PretrainedParams,
+}
 
 
 def load_network(path: Path) -> ModelParams:
@@ -67,13 +73,17 @@ def load_network(path: Path) -> ModelParams:
     """
     section = read(path).get("model")
     keys, network = (section, section.get("network")) if isinstance(section, dict) else ({}, None)
-    fast = network == "fast" or (network != "tutorial" and "widths" in keys)
-    own: type[ModelParams] = FastParams if fast else TutorialParams
-    other: type[ModelParams] = TutorialParams if fast else FastParams
+    by_key: dict[str, type[Section]] = {
+        "widths": FastParams,
+        "backbone": PretrainedParams,
+    }  # if the name is misspelt
+    meant = (model for key, model in by_key.items() if key in keys)
+    own = NETWORKS[network] if network in NETWORKS else next(meant, TutorialParams)
     try:
-        return load(path, "model", own)
+        return cast("ModelParams", load(path, "model", own))
     except StageError as error:
-        if network in ("tutorial", "fast") and keys.keys() & (other.model_fields.keys() - own.model_fields.keys()):
+        others = {key for model in NETWORKS.values() for key in model.model_fields}
+        if network in NETWORKS and keys.keys() & (others - own.model_fields.keys()):
             raise StageError(
                 f"{error}; to get the keys of that network: python -m tools.recipe {network}"
             ) from None
@@ -81,13 +91,20 @@ def load_network(path: Path) -> ModelParams:
 
 
 def build_model(
-    params: ModelParams, shape: tuple[int, int, int], classes: int, images: NDArray[np.float32] | None = None
+    params: ModelParams,
+    shape: tuple[int, int, int],
+    classes: int,
+    images: NDArray[np.float32] | None = None,
+    weights: Path | None = None,
 ) -> keras.Model:
     """Return a network from images, float32 (N, *shape), to probabilities, float32 (N, classes).
 
     images: the training split, float32 (N, *shape), from which the fast network computes its first layer; without
-    them that layer stays random. Raises `StageError` when the images are too small for the network.
+    them that layer stays random. weights: the file with the weights of the pretrained network's backbone. Raises
+    `StageError` when the images are too small for the network, or the weights do not fit it.
     """
+    if isinstance(params, PretrainedParams):
+        return pretrained(params, shape, classes, weights)
     if isinstance(params, FastParams):
         return _fast(params, shape, classes, images)
     return _tutorial(params, shape, classes)
@@ -97,8 +114,10 @@ def check_smaller(params: ModelParams, shape: tuple[int, int, int], smaller: tup
     """Raise `StageError` unless a network for images of `shape` also accepts `smaller` ones (`train.scales`)."""
     if smaller == shape:
         return
-    if isinstance(params, TutorialParams):
-        raise StageError("train.scales: the network tutorial accepts only one image size; use scales: [1]")
+    if not isinstance(params, FastParams):
+        raise StageError(
+            f"train.scales: the network {params.network} accepts only one image size; use scales: [1]"
+        )
     _check_pairs(params, smaller, "use fewer widths, or larger train.scales")
 
 

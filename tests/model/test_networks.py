@@ -140,7 +140,8 @@ def test_a_network_that_is_none_names_those_there_are(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("model: {network: fsat}", encoding="utf-8")
     with pytest.raises(
-        StageError, match=r":1: model\.network: .*'tutorial' or 'fast', found 'fsat'; did you mean 'f"
+        StageError,
+        match=r":1: model\.network: .*'tutorial', 'fast' or 'pretrained', found 'fsat'; did you mean 'f",
     ):
         load_network(path)
 
