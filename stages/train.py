@@ -21,7 +21,7 @@ from stages.common.params import load
 from stages.common.records import Statistics, read_record, read_split
 from stages.model import runtime
 from stages.model.networks import build_model, load_network
-from stages.model.pretrained import check_scaling, fetch_weights
+from stages.model.pretrained import PretrainedParams, check_scaling, fetch_weights
 from stages.model.runtime import RuntimeParams
 from stages.training.augmentation import check_image_size
 from stages.training.optimization import notes
@@ -45,6 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     began = time.monotonic()
     runtime.start(runtime_params, params.seed)
     from stages.model.archive import save_model  # from here on, as these load TensorFlow
+    from stages.training import transfer
     from stages.training.callbacks import displays, named_callback
     from stages.training.checkpoints import Checkpoints
     from stages.training.cluster import joined
@@ -65,9 +66,15 @@ def main(arguments: Sequence[str]) -> None:
             # The model, and two checkpoints of at most five times as much (the weights, the best ones, the slow
             # ones, Adam's two moments), each written aside before it is moved.
             require_space(options.model.parent, 17 * 4 * model.count_params())
-            callbacks += displays(params, len(training.images), options.logs)
-        trainer = Trainer(model, params, training, validation, callbacks, cluster)
-        history, saved = trainer.run(Checkpoints(options.checkpoints, run_key(digests, cluster.replicas)))
+            epochs = params.epochs + getattr(model_params, "fine_tune_epochs", 0)
+            callbacks += displays(params.batch_size, len(training.images), epochs, options.logs)
+        checkpoints = Checkpoints(options.checkpoints, run_key(digests, cluster.replicas))
+        run = (params, training, validation, callbacks, cluster)
+        if isinstance(model_params, PretrainedParams):
+            machine = [digests["code"], digests["library versions"], runtime_params.model_dump()]
+            history, saved = transfer.train(model, model_params, *run, checkpoints, machine)
+        else:
+            history, saved = Trainer(model, *run).run(checkpoints)
 
         if cluster.chief:
             save_model(model, options.model)

@@ -1,5 +1,6 @@
 """Predicts the probabilities of a whole split in batches."""
 
+import math
 from collections.abc import Iterator
 
 import keras
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 # Limits memory: the largest activations of the tutorial's network take 131 kB per image, so 65 MB per batch.
 BATCH_SIZE = 500
+PIXELS = 32 * 32  # of the images that this holds for; of larger ones, fewer are predicted at a time
 
 
 class Predictor:
@@ -17,6 +19,7 @@ class Predictor:
     def __init__(self, model: keras.Model) -> None:
         """Compile the forward pass of `model`."""
         shape = (None, *model.input_shape[1:])
+        self._size = batch_size(shape[1:])
         self._forward = tf.function(
             lambda images: model(images, training=False),
             input_signature=[tf.TensorSpec(shape, tf.float32)],
@@ -27,7 +30,9 @@ class Predictor:
 
         On one machine they do not depend on the other images of a batch, nor on how many there are.
         """
-        return np.concatenate([self._batch(np.ascontiguousarray(images[part])) for part in _batches(len(images))])
+        return np.concatenate(
+            [self._batch(np.ascontiguousarray(images[part])) for part in _batches(len(images), self._size)]
+        )
 
     def _batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
         # A single image would be multiplied by another kernel (matrix by vector), which rounds differently.
@@ -36,6 +41,11 @@ class Predictor:
         return probabilities[: len(images)]
 
 
-def _batches(images: int) -> Iterator[slice]:
-    for start in range(0, images, BATCH_SIZE):
-        yield slice(start, start + BATCH_SIZE)
+def batch_size(shape: tuple[int, ...]) -> int:
+    """Return how many images of `shape` (H, W, C) are predicted at a time."""
+    return max(8, min(BATCH_SIZE, BATCH_SIZE * PIXELS // math.prod(shape[:-1])))
+
+
+def _batches(images: int, size: int) -> Iterator[slice]:
+    for start in range(0, images, size):
+        yield slice(start, start + size)

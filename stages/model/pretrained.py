@@ -1,8 +1,9 @@
 """The network `pretrained`: a backbone of keras.applications with published weights, and a new last layer.
 
 Images arrive as pixel / 255, like those of the other networks. The first layers restore the range that the
-backbone was trained on, inside the model, so that nothing outside scales the pixels a second time. The backbone is
-always called in inference mode: its batch normalization keeps the published statistics, also during fine-tuning.
+backbone was trained on, inside the model, so that nothing outside scales the pixels a second time. The backbone
+computes the same in training as in inference: its batch normalization keeps the published statistics, also during
+fine-tuning, and its dropout is off.
 """
 
 from __future__ import annotations
@@ -161,6 +162,8 @@ def pretrained(
             f"model.backbone: images of {shape[0]} x {shape[1]} pixels do not fit {params.backbone}: {error}; use "
             "larger images (dataset.folder.pixels)"
         ) from None
+    # `backbone(pixels, training=False)` would not do: Keras overrides it when the whole model is called to train.
+    backbone = keras.models.clone_model(backbone, clone_function=_without_dropout)
     if weights:
         _load_weights(backbone, params.backbone, weights)
     backbone.trainable = False
@@ -171,8 +174,7 @@ def pretrained(
         pixels = layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="centered_pixels")(pixels)
     if shape[2] == 1:
         pixels = layers.Concatenate(name="rgb")([pixels] * 3)
-    # In the graph itself, so that it holds for whoever calls or exports the model.
-    features = backbone(pixels, training=False)
+    features = backbone(pixels)
     features = layers.GlobalAveragePooling2D(keepdims=True, name="features")(features)
     features = layers.Flatten(name="flatten")(features)
     if params.dropout:
@@ -187,6 +189,13 @@ def backbone_of(model: keras.Model) -> keras.Model:
     import keras
 
     return next(layer for layer in model.layers if isinstance(layer, keras.Model))
+
+
+def _without_dropout(layer: keras.layers.Layer) -> keras.layers.Layer:
+    import keras
+
+    off = {"rate": 0.0} if isinstance(layer, keras.layers.Dropout) else {}
+    return type(layer).from_config({**layer.get_config(), **off})
 
 
 def unfreeze(model: keras.Model) -> None:

@@ -26,6 +26,12 @@ class AugmentationParams(Section):
     scales: list[Annotated[float, Field(gt=0, le=1)]] = Field(min_length=1)
 
 
+def augments(params: AugmentationParams) -> bool:
+    """Return whether the network sees the training images in any other way than they are."""
+    off = {"scales": [1]}
+    return any(getattr(params, key) != off.get(key, False) for key in AugmentationParams.model_fields)
+
+
 def check_image_size(params: AugmentationParams, network: ModelParams, shape: tuple[int, int, int]) -> None:
     """Raise `StageError` when images of `shape` (H, W, C) are too small for the shift or for one of the scales.
 

@@ -8,13 +8,12 @@ import keras
 
 from stages.common.failure import StageError
 from stages.training.console import Console
-from stages.training.params import TrainParams
 
 
-def displays(params: TrainParams, images: int, logs: Path) -> list[keras.callbacks.Callback]:
+def displays(batch_size: int, images: int, epochs: int, logs: Path) -> list[keras.callbacks.Callback]:
     """Return the callbacks that report progress: TensorBoard and the console. images: in an epoch."""
     board = keras.callbacks.TensorBoard(logs / "tensorboard" / time.strftime("%Y%m%d-%H%M%S"))
-    return [board, Console(images, params.batch_size, params.epochs)]
+    return [board, Console(images, batch_size, epochs)]
 
 
 def named_callback(name: str) -> keras.callbacks.Callback:

@@ -37,14 +37,18 @@ class Checkpoints:
 
     def __init__(self, folder: Path, key: str) -> None:
         """Set the folder and key. Nothing is read or written yet."""
-        self._folder, self._prefix = folder, key[:16]
+        self.folder, self._key, self._prefix = folder, key, key[:16]
+
+    def of_phase(self, name: str) -> "Checkpoints":
+        """Return the checkpoints of another phase of the same run."""
+        return Checkpoints(self.folder / name, self._key)
 
     def save(self, epoch: int, step: int, arrays: Sequence[NDArray[Any]], state: Mapping[str, Any]) -> None:
         """Write one checkpoint atomically, and delete all but the last `KEPT`."""
         content = io.BytesIO()
         np.savez(content, *arrays, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
         content.write(hashlib.sha256(content.getbuffer()).digest())
-        with replacing(self._folder / f"{self._prefix}-{epoch:06d}-{step:09d}.npz") as partial:
+        with replacing(self.folder / f"{self._prefix}-{epoch:06d}-{step:09d}.npz") as partial:
             partial.write_bytes(content.getbuffer())
         for path in self._own()[:-KEPT]:
             path.unlink()
@@ -57,8 +61,8 @@ class Checkpoints:
         foreign = [path for path in self._all() if path not in self._own()]
         if foreign:
             print(
-                f"train: {len(foreign)} checkpoints in {self._folder}/ belong to other params, data or code and "
-                f"are ignored; to delete them: rm -r {self._folder}",
+                f"train: {len(foreign)} checkpoints in {self.folder}/ belong to other params, data or code and "
+                f"are ignored; to delete them: rm -r {self.folder}",
                 file=sys.stderr,
             )
         for path in reversed(self._own()):
@@ -71,13 +75,13 @@ class Checkpoints:
 
     def clear(self) -> None:
         """Delete this run's checkpoints, complete or not, and the folder when it is empty then."""
-        for path in self._folder.glob(f"{self._prefix}-*"):
+        for path in self.folder.glob(f"{self._prefix}-*"):
             path.unlink()
-        if self._folder.is_dir() and not any(self._folder.iterdir()):
-            self._folder.rmdir()
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
 
     def _all(self) -> list[Path]:
-        return sorted(self._folder.glob("*.npz"))
+        return sorted(self.folder.glob("*.npz"))
 
     def _own(self) -> list[Path]:
         return [path for path in self._all() if path.name.startswith(f"{self._prefix}-")]

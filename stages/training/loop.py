@@ -81,40 +81,47 @@ class Trainer:
         validation: Split,
         callbacks: Sequence[keras.callbacks.Callback],
         cluster: Cluster,
+        earlier: Sequence[dict[str, float]] = (),
     ) -> None:
-        """Prepare a run on `cluster`, whose strategy is in scope. Nothing is computed before `run`."""
+        """Prepare a run on `cluster`, whose strategy is in scope. Nothing is computed before `run`.
+
+        earlier: the rows of the epochs that `model` was trained before; history and epoch numbers continue them.
+        """
         import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
 
-        from stages.model.inference import BATCH_SIZE, Predictor
+        from stages.model.inference import Predictor, batch_size
         from stages.training.step import TrainingSteps
 
         self._model, self._params, self._cluster = model, params, cluster
         self._training, self._validation = training, validation
         self._optimizer = build_optimizer(params)
         self._steps_per_epoch = -(-len(training.images) // params.batch_size)
-        self._steps = TrainingSteps(model, self._optimizer, params, cluster, self._steps_per_epoch * params.epochs)
+        self._earlier, self._epochs = list(earlier), len(earlier) + params.epochs
+        steps = self._steps_per_epoch * self._epochs
+        self._steps = TrainingSteps(model, self._optimizer, params, cluster, steps)
         self._predict = Predictor(model)
-        # Whole batches, so that each image is in the same batch whatever worker predicts it.
-        self._validated = cluster.worker_slice(len(validation.images), BATCH_SIZE)
+        # Whole batches, so that each image is in the same batch whichever worker predicts it.
+        self._validated = cluster.worker_slice(len(validation.images), batch_size(model.input_shape[1:]))
         self._rates = learning_rates(params, self._steps_per_epoch, params.epochs)
         model.optimizer, model.stop_training = self._optimizer, False
         self._callbacks = keras.callbacks.CallbackList(
-            list(callbacks), model=model, epochs=params.epochs, steps=self._steps_per_epoch
+            list(callbacks), model=model, epochs=self._epochs, steps=self._steps_per_epoch
         )
         self._best: list[NDArray[Any]] = []
         self._saved = time.monotonic()
 
-    def run(self, checkpoints: Checkpoints) -> tuple[list[dict[str, float]], int]:
+    def run(self, checkpoints: Checkpoints, keep: bool = False) -> tuple[list[dict[str, float]], int]:
         """Train to the end, starting from the last valid checkpoint, if there is one.
 
         Return one row per epoch, and the index of the epoch whose weights the model has: the best with early
         stopping, otherwise the last. A row has loss and accuracy (over the training batches, with dropout),
-        val_loss and val_accuracy. Raises `StageError` when the loss becomes NaN or infinite.
+        val_loss and val_accuracy. keep: do not delete the checkpoints at the end, so that a second call
+        returns the same at once. Raises `StageError` when the loss becomes NaN or infinite.
         """
         progress = self._resume(checkpoints)
         self._callbacks.on_train_begin()
         self._restore_callbacks(progress)
-        while progress.epoch < self._params.epochs and not self._ended(progress):
+        while progress.epoch < self._epochs and not self._ended(progress):
             self._train_epoch(progress, checkpoints)
             row = self._end_epoch(progress)
             self._callbacks.on_epoch_end(progress.epoch - 1, row)
@@ -123,7 +130,7 @@ class Trainer:
         if self._params.early_stopping:
             self._assign(self._model.variables, self._best)
         self._callbacks.on_train_end()
-        if self._cluster.chief:
+        if self._cluster.chief and not keep:
             checkpoints.clear()
         return progress.history, progress.best_epoch if self._params.early_stopping else progress.epoch - 1
 
@@ -132,12 +139,13 @@ class Trainer:
         if progress.stopped:
             return  # the checkpoint was written after the callback's stop and before the end of the epoch
         order = epoch_order(self._params.seed, progress.epoch, len(self._training.images))
-        scale = scale_of(self._params, progress.epoch, self._params.epochs)
+        scale = scale_of(self._params, progress.epoch, self._epochs)
         size = scaled_size(scale, *self._training.images.shape[1:3])
         for images, labels, batch in self._batches(order, progress.epoch, progress.step):
             first = progress.epoch * self._steps_per_epoch + progress.step
             self._callbacks.on_train_batch_begin(progress.step)
-            rates = self._rates[first : first + images.shape[1]]
+            done = first - len(self._earlier) * self._steps_per_epoch
+            rates = self._rates[done : done + images.shape[1]]
             losses, hits = self._steps(images, labels, rates, first, batch, size)
             self._check_finite(losses, progress)
             progress.step += len(losses)
@@ -252,7 +260,7 @@ class Trainer:
 
     def _resume(self, checkpoints: Checkpoints) -> Progress:
         content = self._cluster.broadcast(checkpoints.latest() if self._cluster.chief else b"")
-        progress = Progress()
+        progress = Progress(epoch=len(self._earlier), history=list(self._earlier))
         if content:
             arrays, state = unpack(content)
             progress = Progress(**state)

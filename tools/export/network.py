@@ -17,11 +17,17 @@ def float32_twin(model: keras.Model) -> keras.Model:
     A model that computes in bfloat16 becomes an ONNX file that ONNX Runtime refuses, and a LiteRT file that needs
     TensorFlow's own operators.
     """
-    twin: keras.Model = keras.models.clone_model(
-        model, clone_function=lambda layer: type(layer).from_config({**layer.get_config(), "dtype": "float32"})
-    )
+    twin: keras.Model = keras.models.clone_model(model, clone_function=_in_float32)
     twin.set_weights(model.get_weights())
     return twin
+
+
+def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
+    if isinstance(layer, keras.Model):  # the backbone of a pretrained network
+        return keras.models.clone_model(layer, clone_function=_in_float32)
+    # Of a plain operation, such as the addition of two tensors, the dtype follows from its inputs.
+    own = {"dtype": "float32"} if isinstance(layer, keras.layers.Layer) else {}
+    return type(layer).from_config({**layer.get_config(), **own})
 
 
 def from_pixels(network: keras.Model, by_channel: tuple[Sequence[float], Sequence[float]] | None) -> Graph:
