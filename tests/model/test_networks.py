@@ -242,3 +242,24 @@ def test_a_dense_layer_without_units_is_refused_by_key(tmp_path: Path) -> None:
         StageError, match=r"params\.yaml:1: model\.dense\[1\]: .*greater than or equal to 1, found 0"
     ):
         load_network(path)
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ("{network: pretrained, widths: [8]}", r"model\.widths: unknown key.*tools\.recipe pretrained$"),
+        ("{network: pretrian, backbone: EfficientNetV2B0, weights: none, sha256: '', dropout: 0, "
+         "fine_tune_epochs: 0, fine_tune_rate: 1e-5}", r"model\.network: .*did you mean 'pretrained'\?$"),
+        ("{network: pretrained, backbone: MobilenetV3Small, weights: none, sha256: '', dropout: 0, "
+         "fine_tune_epochs: 0, fine_tune_rate: 1e-5}", r"model\.backbone: .*did you mean 'MobileNetV3Small'\?$"),
+        ("{network: pretrained, backbone: EfficientNetV2B0, weights: none, sha256: abc, dropout: 0, "
+         "fine_tune_epochs: 0, fine_tune_rate: 1e-5}", r"model\.sha256: it should be a SHA-256, 64 digits"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_keys_of_the_pretrained_network_are_named(
+    tmp_path: Path, section: str, message: str
+) -> None:
+    path = tmp_path / "params.yaml"
+    path.write_text(f"model: {section}", encoding="utf-8")
+    with pytest.raises(StageError, match=message):
+        load_network(path)

@@ -76,7 +76,7 @@ def test_the_demo_s_params_fit_the_fast_network(params: Path) -> None:
 
 
 def test_an_unknown_recipe_names_the_available_ones(params: Path) -> None:
-    with pytest.raises(StageError, match=r"^fats: no such recipe; available: fast, tutorial$"):
+    with pytest.raises(StageError, match=r"^fats: no such recipe; available: fast, pretrained, tutorial$"):
         recipe.main(["fats"])
     assert params.read_text(encoding="utf-8") == PARAMS
 
