@@ -21,11 +21,12 @@ from stages.common.params import load
 from stages.common.records import Statistics, read_record, read_split
 from stages.model import runtime
 from stages.model.networks import build_model, load_network
-from stages.model.pretrained import PretrainedParams, check_scaling, fetch_weights
+from stages.model.pretrained import PretrainedParams, check_scaling, fetch_weights, weights_origin
 from stages.model.runtime import RuntimeParams
 from stages.training.augmentation import check_image_size
 from stages.training.optimization import notes
 from stages.training.params import TrainParams
+from stages.training.start import load_earlier, take_weights
 
 METRICS = ("val_accuracy", "val_loss")  # the figures that DVC shows; metrics/train.csv has all
 
@@ -40,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     training = read_split(options.processed, "train", statistics)
     validation = read_split(options.processed, "validation", statistics)
     check_scaling(model_params, statistics.scaling)
-    weights = fetch_weights(model_params)
+    weights = None if params.start_from else fetch_weights(model_params)
 
     began = time.monotonic()
     runtime.start(runtime_params, params.seed)
@@ -60,27 +61,36 @@ def main(arguments: Sequence[str]) -> None:
         shape, classes = training.images.shape[1:], training.labels.shape[1]
         model = build_model(model_params, shape, classes, training.images, weights)
         check_image_size(params, model_params, shape)
+        earlier, origin, first = load_earlier(params), weights_origin(model_params), 0
+        if earlier:
+            origin = take_weights(model, earlier, statistics, params.continue_)
+            first = origin.epochs
         if cluster.chief:
             for note in notes(params, params.epochs):
                 print(f"train: {note}", file=sys.stderr)
             # The model, and two checkpoints of at most five times as much (the weights, the best ones, the slow
             # ones, Adam's two moments), each written aside before it is moved.
             require_space(options.model.parent, 17 * 4 * model.count_params())
-            epochs = params.epochs + getattr(model_params, "fine_tune_epochs", 0)
+            epochs = first + params.epochs + getattr(model_params, "fine_tune_epochs", 0)
             callbacks += displays(params.batch_size, len(training.images), epochs, options.logs)
         checkpoints = Checkpoints(options.checkpoints, run_key(digests, cluster.replicas))
         run = (params, training, validation, callbacks, cluster)
         if isinstance(model_params, PretrainedParams):
             machine = [digests["code"], digests["library versions"], runtime_params.model_dump()]
-            history, saved = transfer.train(model, model_params, *run, checkpoints, machine)
+            history, saved = transfer.train(model, model_params, *run, checkpoints, machine, first)
+            state = b""
         else:
-            history, saved = Trainer(model, *run).run(checkpoints)
+            trainer = Trainer(model, *run, first=first)
+            if earlier and params.continue_:
+                trainer.go_on_from(earlier.state)
+            history, saved = trainer.run(checkpoints)
+            state = trainer.state() if params.keep_state else b""
 
         if cluster.chief:
-            save_model(model, options.model)
-            record = model_record(options.model, model.count_params(), saved, statistics)
-            write_json(options.model.with_suffix(".json"), record.model_dump())
-            write_table(options.history, history_table(history))
+            save_model(model, options.model, state)
+            record = model_record(options.model, model.count_params(), first + saved, statistics, origin)
+            write_json(options.model.with_suffix(".json"), record.model_dump(exclude_none=True))
+            write_table(options.history, history_table(history, first))
             write_figures(options.metrics, training_figures(record, history[saved]), METRICS)
             log, seconds = options.logs / "train.json", time.monotonic() - began
             runtime.write_environment(

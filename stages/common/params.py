@@ -146,7 +146,7 @@ def _fields(model: type[Section], location: Location) -> list[str]:
             annotation = typing.get_args(annotation)[0]
         else:
             annotation = annotation.model_fields[step].annotation
-    return list(annotation.model_fields)
+    return [field.alias or name for name, field in annotation.model_fields.items()]
 
 
 def _closest_key(model: type[Section], location: Location) -> str | None:

@@ -82,6 +82,19 @@ class Statistics(Record):
     std: list[float]
 
 
+class Origin(BaseModel):
+    """The weights that training began with, when they were not random.
+
+    weights: what they are of; sha256: of their file; epochs: of an earlier run, which this one continued.
+    """
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    weights: str
+    sha256: str
+    epochs: int = 0
+
+
 class ModelRecord(BaseModel):
     """models/model.json: what it takes to use the model.keras beside it, whose SHA-256 it holds.
 
@@ -100,6 +113,7 @@ class ModelRecord(BaseModel):
     std: list[float]
     epoch: int
     parameters: int
+    origin: Origin | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

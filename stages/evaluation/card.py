@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from stages.common.records import Statistics
+from stages.common.records import Origin, Statistics
 
 # The name of a metric on a hub, and its key in evaluation.csv.
 METRICS = {"accuracy": "accuracy", "f1": "f1_macro", "precision": "precision_macro", "recall": "recall_macro"}
@@ -28,7 +28,7 @@ TEXT = """\
 # {title}
 
 A convolutional network that classifies {height} x {width} pictures into {classes} classes: {names}.
-Trained on {training:,} images and tested on {tested:,} other images of {dataset} ({edition}).
+Trained on {training:,} images and tested on {tested:,} other images of {dataset} ({edition}).{origin}
 
 ## Results on the test split
 
@@ -75,14 +75,20 @@ those of the dataset, not for others. The expected calibration error of the prob
 | what | SHA-256 |
 |---|---|
 | the dataset | {dataset_sha256} |
-| the model, model.keras | {model_sha256} |
+| the model, model.keras | {model_sha256} |{origin_sha256}
 
 For the params, code and versions, see params.yaml, dvc.lock and environment/ in the commit with these results.
 """
 
 
-def model_card(evaluation: Mapping[str, Any], per_class: pd.DataFrame, statistics: Statistics) -> str:
-    """Return the model card; `evaluation`: the figures of evaluation.csv; `per_class`: the table per_class.csv."""
+def model_card(
+    evaluation: Mapping[str, Any], per_class: pd.DataFrame, statistics: Statistics, origin: Origin | None = None
+) -> str:
+    """Return the model card.
+
+    evaluation: the figures of evaluation.csv; per_class: the table per_class.csv; origin: the weights that
+    training began with, unless they were random.
+    """
     height, width, channels = statistics.splits["test"].shape
     figures = {name: value for name, value in sorted(evaluation.items()) if isinstance(value, float)}
     columns = ("precision", "recall", "f1")
@@ -116,7 +122,15 @@ def model_card(evaluation: Mapping[str, Any], per_class: pd.DataFrame, statistic
         calibration_error=f"{evaluation['calibration_error']:.4f}",
         dataset_sha256=evaluation["dataset_sha256"],
         model_sha256=evaluation["model_sha256"],
+        origin=f"\n{_origin(origin)}" if origin else "",
+        origin_sha256=f"\n| the weights that training began with | {origin.sha256} |" if origin else "",
     )
+
+
+def _origin(origin: Origin) -> str:
+    if origin.epochs:
+        return f"It continues the training of {origin.weights} after epoch {origin.epochs}."
+    return f"Training began with the weights of {origin.weights}, not with random ones."
 
 
 def _header(evaluation: Mapping[str, Any]) -> dict[str, Any]:

@@ -73,4 +73,4 @@ def save_results(
     decisive = "official_accuracy" if 0 < official < len(labels) else "loss"
     write_figures(metrics / "evaluation.csv", figures, ["accuracy", decisive])
     with replacing(card) as partial:
-        partial.write_text(model_card(figures, per_class, statistics), encoding="utf-8")
+        partial.write_text(model_card(figures, per_class, statistics, record.origin), encoding="utf-8")

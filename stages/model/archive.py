@@ -17,8 +17,14 @@ from stages.common.outputs import replacing
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date in the zip format
 
 
-def save_model(model: keras.Model, path: Path) -> None:
-    """Write the architecture and weights of `model` to `path`, without the optimizer, which only `fit` needs."""
+STATE = "training_state.npz"  # a member of our own, which Keras ignores
+
+
+def save_model(model: keras.Model, path: Path, state: bytes = b"") -> None:
+    """Write the architecture and weights of `model` to `path`, without the optimizer, which only `fit` needs.
+
+    state: what a later run needs to go on with the training, stored in the archive if it is not empty.
+    """
     # The temporary folder is beside `path`, because that disk was checked for space.
     with (
         replacing(path) as partial,
@@ -36,6 +42,16 @@ def save_model(model: keras.Model, path: Path) -> None:
                 entry = zipfile.ZipInfo(name, EPOCH)
                 entry.external_attr = 0o644 << 16
                 target.writestr(entry, _fixed(name, source.read(name)))
+            if state:
+                entry = zipfile.ZipInfo(STATE, EPOCH)
+                entry.external_attr = 0o644 << 16
+                target.writestr(entry, state)
+
+
+def read_state(path: Path) -> bytes:
+    """Return the state that `save_model` stored at `path`, empty if there is none."""
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(STATE) if STATE in archive.namelist() else b""
 
 
 def _fixed(name: str, content: bytes) -> bytes:

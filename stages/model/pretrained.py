@@ -17,6 +17,7 @@ from pydantic import Field, field_validator
 from stages.common.failure import StageError
 from stages.common.fetch import cache_folder, fetch, sources_from_environment
 from stages.common.params import Section
+from stages.common.records import Origin
 
 if TYPE_CHECKING:
     import keras
@@ -132,6 +133,13 @@ def fetch_weights(params: Section) -> Path | None:
         cache_folder() / "weights" / params.sha256[:16] / name,
         hint="set WEIGHTS_SOURCES to a copy or a mirror, or correct model.sha256",
     )
+
+
+def weights_origin(params: Section) -> Origin | None:
+    """Return the record of the weights that a `pretrained` network starts with, if they are not random."""
+    if not isinstance(params, PretrainedParams) or params.weights == "none":
+        return None
+    return Origin(weights=params.backbone, sha256=params.sha256)
 
 
 def check_scaling(params: Section, scaling: str) -> None:

@@ -21,6 +21,13 @@ KEPT = 2
 DIGEST_SIZE = 32
 
 
+def pack(arrays: Sequence[NDArray[Any]], state: Mapping[str, Any]) -> bytes:
+    """Return the content for `unpack`: the arrays and a JSON text as an uncompressed .npz."""
+    content = io.BytesIO()
+    np.savez(content, *arrays, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
+    return content.getvalue()
+
+
 def unpack(content: bytes) -> tuple[list[NDArray[Any]], dict[str, Any]]:
     """Return the arrays and the state of a checkpoint's `content`."""
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
@@ -45,11 +52,11 @@ class Checkpoints:
 
     def save(self, epoch: int, step: int, arrays: Sequence[NDArray[Any]], state: Mapping[str, Any]) -> None:
         """Write one checkpoint atomically, and delete all but the last `KEPT`."""
-        content = io.BytesIO()
-        np.savez(content, *arrays, state=np.frombuffer(json.dumps(state).encode(), np.uint8))
-        content.write(hashlib.sha256(content.getbuffer()).digest())
-        with replacing(self.folder / f"{self._prefix}-{epoch:06d}-{step:09d}.npz") as partial:
-            partial.write_bytes(content.getbuffer())
+        content = pack(arrays, state)
+        path = self.folder / f"{self._prefix}-{epoch:06d}-{step:09d}.npz"
+        with replacing(path) as partial, partial.open("wb") as file:
+            file.write(content)
+            file.write(hashlib.sha256(content).digest())
         for path in self._own()[:-KEPT]:
             path.unlink()
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from stages.common.failure import StageError
 from stages.common.splits import Split
 from stages.training.augmentation import alternate_flips, scale_of, scaled_size
-from stages.training.checkpoints import Checkpoints, unpack
+from stages.training.checkpoints import Checkpoints, pack, unpack
 from stages.training.optimization import build_optimizer, learning_rates
 from stages.training.params import TrainParams
 
@@ -82,10 +82,12 @@ class Trainer:
         callbacks: Sequence[keras.callbacks.Callback],
         cluster: Cluster,
         earlier: Sequence[dict[str, float]] = (),
+        first: int = 0,
     ) -> None:
         """Prepare a run on `cluster`, whose strategy is in scope. Nothing is computed before `run`.
 
-        earlier: the rows of the epochs that `model` was trained before; history and epoch numbers continue them.
+        earlier: the rows of an earlier phase of this run, which the history continues. first: the number of epochs
+        of the earlier run that this one continues; its rows are not in the history.
         """
         import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
 
@@ -96,7 +98,9 @@ class Trainer:
         self._training, self._validation = training, validation
         self._optimizer = build_optimizer(params)
         self._steps_per_epoch = -(-len(training.images) // params.batch_size)
-        self._earlier, self._epochs = list(earlier), len(earlier) + params.epochs
+        self._earlier, self._first = list(earlier), first
+        self._start = first + len(earlier)  # epochs before this phase
+        self._epochs = self._start + params.epochs
         steps = self._steps_per_epoch * self._epochs
         self._steps = TrainingSteps(model, self._optimizer, params, cluster, steps)
         self._predict = Predictor(model)
@@ -113,8 +117,8 @@ class Trainer:
     def run(self, checkpoints: Checkpoints, keep: bool = False) -> tuple[list[dict[str, float]], int]:
         """Train to the end, starting from the last valid checkpoint, if there is one.
 
-        Return one row per epoch, and the index of the epoch whose weights the model has: the best with early
-        stopping, otherwise the last. A row has loss and accuracy (over the training batches, with dropout),
+        Return one row per epoch, and the index of the row of the epoch whose weights the model has: the best with
+        early stopping, otherwise the last. A row has loss and accuracy (over the training batches, with dropout),
         val_loss and val_accuracy. keep: do not delete the checkpoints at the end, so that a second call
         returns the same at once. Raises `StageError` when the loss becomes NaN or infinite.
         """
@@ -132,7 +136,8 @@ class Trainer:
         self._callbacks.on_train_end()
         if self._cluster.chief and not keep:
             checkpoints.clear()
-        return progress.history, progress.best_epoch if self._params.early_stopping else progress.epoch - 1
+        saved = progress.best_epoch if self._params.early_stopping else progress.epoch - 1
+        return progress.history, saved - self._first
 
     def _train_epoch(self, progress: Progress, checkpoints: Checkpoints) -> None:
         self._callbacks.on_epoch_begin(progress.epoch)
@@ -144,7 +149,7 @@ class Trainer:
         for images, labels, batch in self._batches(order, progress.epoch, progress.step):
             first = progress.epoch * self._steps_per_epoch + progress.step
             self._callbacks.on_train_batch_begin(progress.step)
-            done = first - len(self._earlier) * self._steps_per_epoch
+            done = first - self._start * self._steps_per_epoch
             rates = self._rates[done : done + images.shape[1]]
             losses, hits = self._steps(images, labels, rates, first, batch, size)
             self._check_finite(losses, progress)
@@ -214,7 +219,7 @@ class Trainer:
         row = {**self._means(progress), "val_loss": val_loss, "val_accuracy": val_accuracy}
         progress.history.append(row)
         if self._params.early_stopping and (
-            progress.best_epoch < 0 or val_loss < progress.history[progress.best_epoch]["val_loss"]
+            progress.best_epoch < 0 or val_loss < progress.history[progress.best_epoch - self._first]["val_loss"]
         ):
             progress.best_epoch = progress.epoch
             self._best = [variable.numpy() for variable in self._model.variables]
@@ -251,6 +256,32 @@ class Trainer:
         # A model's variables include the states of its random generators; its weights do not.
         return [*self._model.variables, *self._optimizer.variables, *self._steps.lookahead.slow]
 
+    def state(self) -> bytes:
+        """Return what another run needs to go on from here: the variables of model, optimizer and slow weights."""
+        return pack([variable.numpy() for variable in self._state()], {})
+
+    def go_on_from(self, state: bytes) -> None:
+        """Go on from the `state` of another run, but with this run's learning rate. An empty one changes nothing.
+
+        Raises `StageError` when it is that of another optimizer.
+        """
+        if not state:
+            if self._cluster.chief:
+                print(
+                    "train: the earlier model has no training state (train.keep_state): the optimizer starts anew",
+                    file=sys.stderr,
+                )
+            return
+        arrays, _ = unpack(state)
+        variables = self._state()
+        if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
+            raise StageError(
+                "train.continue: the earlier model's training state is that of another optimizer; use the same "
+                "train.optimizer and lookahead, or set train.continue: false"
+            )
+        self._assign(variables, arrays)
+        self._optimizer.learning_rate.assign(self._params.learning_rate)
+
     def _save(self, progress: Progress, checkpoints: Checkpoints) -> None:
         if self._cluster.chief:
             progress.callbacks = [_scalars(callback) for callback in self._callbacks.callbacks]
@@ -260,7 +291,7 @@ class Trainer:
 
     def _resume(self, checkpoints: Checkpoints) -> Progress:
         content = self._cluster.broadcast(checkpoints.latest() if self._cluster.chief else b"")
-        progress = Progress(epoch=len(self._earlier), history=list(self._earlier))
+        progress = Progress(epoch=self._start, history=list(self._earlier))
         if content:
             arrays, state = unpack(content)
             progress = Progress(**state)

@@ -4,9 +4,10 @@ from pydantic import Field
 
 from stages.training.augmentation import AugmentationParams
 from stages.training.optimization import OptimizationParams
+from stages.training.start import StartParams
 
 
-class TrainParams(OptimizationParams, AugmentationParams):
+class TrainParams(OptimizationParams, AugmentationParams, StartParams):
     """`train` of params.yaml."""
 
     seed: int = Field(ge=0, lt=2**30)

@@ -7,17 +7,19 @@ from typing import Any
 
 import pandas as pd
 
-from stages.common.records import ModelRecord, Statistics
+from stages.common.records import ModelRecord, Origin, Statistics
 
 
-def history_table(history: Sequence[dict[str, float]]) -> pd.DataFrame:
-    """Return a row for each epoch, counted from 1 in the column epoch."""
+def history_table(history: Sequence[dict[str, float]], first: int = 0) -> pd.DataFrame:
+    """Return a row for each epoch, counted from 1 in the column epoch, after `first` epochs of an earlier run."""
     table = pd.DataFrame(history)
-    table.insert(0, "epoch", range(1, len(history) + 1))
+    table.insert(0, "epoch", range(first + 1, first + len(history) + 1))
     return table
 
 
-def model_record(path: Path, parameters: int, saved: int, statistics: Statistics) -> ModelRecord:
+def model_record(
+    path: Path, parameters: int, saved: int, statistics: Statistics, origin: Origin | None
+) -> ModelRecord:
     """Return the record of the model at `path`, which has the weights of epoch `saved`, counted from 0."""
     return ModelRecord(
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -29,6 +31,7 @@ def model_record(path: Path, parameters: int, saved: int, statistics: Statistics
         std=statistics.std,
         epoch=saved + 1,
         parameters=parameters,
+        origin=origin,
     )
 
 

@@ -40,6 +40,10 @@ PLAIN: dict[str, Any] = {
     "early_stopping": 0,
     "checkpoint_minutes": 1e-9,  # after every call of the compiled steps
     "callbacks": [],
+    "start_from": "",
+    "start_sha256": "",
+    "continue": False,
+    "keep_state": False,
 }
 IMAGES = 1_500  # three calls an epoch, the last with a batch of 12
 RNG = np.random.Generator(np.random.PCG64(0))

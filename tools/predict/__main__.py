@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from stages.common import failure
 from stages.common.failure import StageError
-from tools.predict.models import fetch, open_model
+from stages.model.revisions import fetch_model
+from tools.predict.models import open_model
 from tools.predict.printing import CsvPrinter, JsonPrinter, Printer
 from tools.predict.sources import batches, find, label_indices
 
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = options.folder / "models" / "model.keras"
         if options.model is not None:
-            path = fetch(options.folder, options.model, Path(folder))
+            path = fetch_model(options.folder, options.model, Path(folder), "--model")
         run, record = open_model(options.folder, path, options.exact)
     labels = label_indices(paths, record.classes) if options.labelled else {}
     printer = options.printer(record.classes, options.top)

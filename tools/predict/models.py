@@ -1,8 +1,6 @@
-"""Opens the trained model, or the faster ONNX export of it, and fetches those of other revisions."""
+"""Opens the trained model, or the faster ONNX export of it."""
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from hashlib import sha256
@@ -12,7 +10,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from stages.common.failure import StageError
 from stages.common.params import load
 from stages.common.records import ModelRecord, read_record
 from stages.model import runtime
@@ -40,27 +37,6 @@ def open_model(checkout: Path, path: Path, exact: bool) -> tuple[Run, ModelRecor
     from stages.model.classifier import Classifier  # only now, as it loads TensorFlow
 
     return Classifier(path).probabilities, record
-
-
-def fetch(checkout: Path, revision: str, folder: Path) -> Path:
-    """Write the model of a git revision or DVC experiment, and its record, to `folder`; return the model's path.
-
-    Raises `StageError` when the revision does not exist, or DVC finds its model in neither cache nor remote.
-    """
-    for name in ("model.json", "model.keras"):
-        command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", revision, "--out", str(folder / name)]
-        done = subprocess.run(
-            [*command, str(checkout.absolute()), f"models/{name}"],
-            cwd=folder,
-            env={**os.environ, "DVC_NO_ANALYTICS": "1"},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["dvc get failed"])[0].removeprefix("ERROR: ")
-            raise StageError(f"--model {revision}: models/{name} cannot be fetched: {reason}")
-    return folder / "model.keras"
 
 
 def _export(exports: Path, model_sha256: str) -> Path | None:

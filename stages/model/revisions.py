@@ -1,0 +1,30 @@
+"""Fetches the trained model of a git revision or DVC experiment, from DVC's cache or remote."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from stages.common.failure import StageError
+
+
+def fetch_model(checkout: Path, revision: str, folder: Path, asked_by: str) -> Path:
+    """Write the model of `revision` in `checkout`, and its record, to `folder`; return the model's path.
+
+    asked_by: the option or key that names the revision, for errors. Raises `StageError` when the revision does not
+    exist, or DVC finds its model in neither cache nor remote.
+    """
+    for name in ("model.json", "model.keras"):
+        command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", revision, "--out", str(folder / name)]
+        done = subprocess.run(
+            [*command, str(checkout.absolute()), f"models/{name}"],
+            cwd=folder,
+            env={**os.environ, "DVC_NO_ANALYTICS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["dvc get failed"])[0].removeprefix("ERROR: ")
+            raise StageError(f"{asked_by} {revision}: models/{name} cannot be fetched: {reason}")
+    return folder / "model.keras"
