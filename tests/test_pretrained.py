@@ -1,6 +1,7 @@
 """The network `pretrained` through the whole pipeline, on pictures made here: exact, killed or not, and usable."""
 
 import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -108,6 +109,22 @@ def test_a_run_killed_in_each_phase_ends_in_the_same_bytes(
     assert [path.name for path in (project.folder / "checkpoints").iterdir()] == ["features"]
 
 
+@pytest.mark.long
+def test_in_bfloat16_on_two_devices_a_killed_run_ends_in_the_same_bytes_too(
+    prepared: Project, tmp_path: Path
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    project = copied(prepared, tmp_path / "a")
+    for key, value in {"precision": "bfloat16", "emulate": True, "strategy": "mirrored", "devices": 2}.items():
+        project.choose(f"runtime.{key}", value)
+    other = trained(project, tmp_path / "b")
+    for moment in ("*-000004-*.npz", "fine-tuning/*-000011-*.npz"):
+        killed(project, f"checkpoints/{moment}")
+    project.run(*TRAIN)
+    assert outputs(project) == outputs(other)
+
+
 def test_features_are_computed_once_for_runs_that_differ_after_the_backbone(
     undisturbed: Project, tmp_path: Path
 ) -> None:
@@ -139,6 +156,10 @@ def test_evaluation_prediction_and_export_agree(undisturbed: Project, tmp_path: 
     table = pd.read_csv(project.folder / "data/predictions.csv", usecols=columns, dtype=np.float32)
     found = {tuple(each.values()) for each in classifier([file.read_bytes() for file in files])}
     assert found >= set(table[columns].astype(float).itertuples(index=False, name=None))
-    project.run(sys.executable, "-m", "tools.export")
-    project.run(sys.executable, "-m", "tools.predict", str(files[0]))
-    project.run(sys.executable, "-m", "tools.report")
+    here, folder = Project(ROOT, project.environment), str(project.folder)
+    exported = here.run(sys.executable, "-m", "tools.export", "--folder", folder)
+    assert "model.onnx" in exported.stdout
+    predicted = here.run(sys.executable, "-m", "tools.predict", "--folder", folder, "--json", str(files[0]))
+    assert json.loads(predicted.stdout)["class"] in ("rough", "smooth")
+    here.run(sys.executable, "-m", "tools.report", folder)
+    assert "16 filters of 3 x 3" in (project.folder / "report/index.html").read_text(encoding="utf-8")

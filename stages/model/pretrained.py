@@ -183,7 +183,7 @@ def pretrained(
     if shape[2] == 1:
         pixels = layers.Concatenate(name="rgb")([pixels] * 3)
     features = backbone(pixels)
-    features = layers.GlobalAveragePooling2D(keepdims=True, name="features")(features)
+    features = layers.GlobalAveragePooling2D(keepdims=True, dtype="float32", name="features")(features)
     features = layers.Flatten(name="flatten")(features)
     if params.dropout:
         features = layers.Dropout(params.dropout, name="dropout")(features)

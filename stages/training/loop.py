@@ -6,6 +6,7 @@ resumed therefore ends with the same bytes as an uninterrupted one.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from stages.training.cluster import Cluster
 
 # Images in one call of the compiled steps: enough to make Python's overhead negligible, few enough for Ctrl-C and
-# the progress bar to respond within a second.
-IMAGES_PER_CALL = 640
+# the progress bar to respond within a second. For images of up to `PIXELS`; of larger ones, fewer.
+IMAGES_PER_CALL, PIXELS = 640, 32 * 32
 
 DIVERGED = "; no model was written: try a lower train.learning_rate or train.clip_norm"
 
@@ -172,7 +173,8 @@ class Trainer:
         if self._params.flip == "alternate":
             mirrored = alternate_flips(self._params.seed, epoch, len(order))
         full = len(order) // size
-        calls = max(1, IMAGES_PER_CALL // size)
+        pixels = math.prod(self._training.images.shape[1:3])
+        calls = max(1, min(IMAGES_PER_CALL, IMAGES_PER_CALL * PIXELS // pixels) // size)
         # Calls start at multiples of K full batches, so a resumed epoch makes the same calls.
         spans = [(start * size, min(start + calls, full) * size, size) for start in range(step, full, calls)]
         if len(order) > full * size and step <= full:

@@ -138,7 +138,9 @@ def first_filters(archive: bytes) -> NDArray[np.float32] | None:
 
     with zipfile.ZipFile(BytesIO(archive)) as members, members.open("model.weights.h5") as file:
         # Keras numbers the layers of a class in the order of the network: conv2d, conv2d_1 and so on.
-        weights = h5py.File(BytesIO(file.read())).get("layers/conv2d/vars/0")
+        content = h5py.File(BytesIO(file.read()))
+        # The second place is in the backbone of a pretrained network.
+        weights = content.get("layers/conv2d/vars/0") or content.get("layers/functional/layers/conv2d/vars/0")
         return None if weights is None else weights[()]
 
 
