@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> None:
             state = b""
         else:
             trainer = Trainer(model, *run, first=first)
-            if earlier and params.continue_:
+            if earlier and params.continue_ and earlier.state:
                 trainer.go_on_from(earlier.state)
             history, saved = trainer.run(checkpoints)
             state = trainer.state() if params.keep_state else b""

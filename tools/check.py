@@ -18,6 +18,7 @@ from stages.common.params import Section, load
 from stages.datasets.registry import DatasetParams
 from stages.evaluation.results import EvaluateParams
 from stages.model.networks import load_network
+from stages.model.pretrained import check_scaling, require_pin
 from stages.model.runtime import RuntimeParams
 from stages.preprocess import PreprocessParams
 from stages.training.params import TrainParams
@@ -34,15 +35,18 @@ CLASSES: dict[str, type[Section]] = {
 
 def main(arguments: Sequence[str]) -> None:
     """Check all files; the first mistake is the error."""
+    path = Path(arguments[0]) if arguments else Path("params.yaml")
     remove_unreadable_rwlock(Path())
     refuse_a_broken_lock(Path("dvc.lock"))
-    check_params(Path(arguments[0]) if arguments else Path("params.yaml"))
+    check_params(path)
+    if not load(path, "train", TrainParams).start_from:
+        require_pin(load_network(path))  # not a mistake in a recipe, which leaves the pin to the user
 
 
 def check_params(path: Path) -> None:
     """Load every section; raises `StageError` for the first mistake."""
     sections: dict[str, Any] = {section: load(path, section, model) for section, model in CLASSES.items()}
-    load_network(path)
+    check_scaling(load_network(path), sections["preprocess"].scaling)
     _refuse_what_dvc_cannot_watch(path, Path(sections["dataset"].folder.path))
 
 

@@ -117,14 +117,8 @@ def fetch_weights(params: Section) -> Path | None:
     """
     if not isinstance(params, PretrainedParams) or params.weights == "none":
         return None
-    backbone = BACKBONES[params.backbone]
-    source = PUBLISHED + backbone.file if params.weights == "imagenet" else params.weights
-    if not params.sha256:
-        known = f", check that its MD5 is {backbone.md5}," if params.weights == "imagenet" else ""
-        raise StageError(
-            f"model.sha256: not set. Download {source}{known} and set the key to what sha256sum prints for it; "
-            "see docs/pretrained.md"
-        )
+    require_pin(params)
+    source = _source(params)
     # Keras tells the formats apart by the suffix.
     name = Path(source.partition("?")[0]).name
     return fetch(
@@ -133,6 +127,21 @@ def fetch_weights(params: Section) -> Path | None:
         cache_folder() / "weights" / params.sha256[:16] / name,
         hint="set WEIGHTS_SOURCES to a copy or a mirror, or correct model.sha256",
     )
+
+
+def require_pin(params: Section) -> None:
+    """Raise `StageError` when the weights of a `pretrained` network are not pinned by their SHA-256."""
+    if isinstance(params, PretrainedParams) and params.weights != "none" and not params.sha256:
+        md5 = BACKBONES[params.backbone].md5
+        known = f", check that its MD5 is {md5}," if params.weights == "imagenet" else ""
+        raise StageError(
+            f"model.sha256: not set. Download {_source(params)}{known} and set the key to what sha256sum prints "
+            "for it; see docs/pretrained.md"
+        )
+
+
+def _source(params: PretrainedParams) -> str:
+    return PUBLISHED + BACKBONES[params.backbone].file if params.weights == "imagenet" else params.weights
 
 
 def weights_origin(params: Section) -> Origin | None:

@@ -263,17 +263,10 @@ class Trainer:
         return pack([variable.numpy() for variable in self._state()], {})
 
     def go_on_from(self, state: bytes) -> None:
-        """Go on from the `state` of another run, but with this run's learning rate. An empty one changes nothing.
+        """Go on from the `state` of another run, but with this run's learning rate.
 
         Raises `StageError` when it is that of another optimizer.
         """
-        if not state:
-            if self._cluster.chief:
-                print(
-                    "train: the earlier model has no training state (train.keep_state): the optimizer starts anew",
-                    file=sys.stderr,
-                )
-            return
         arrays, _ = unpack(state)
         variables = self._state()
         if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:

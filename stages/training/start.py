@@ -114,6 +114,8 @@ def take_weights(model: keras.Model, earlier: Earlier, statistics: Statistics, c
                 f"train.start_from: layer {layer.name} has the shapes {_listed(own)}, but in the earlier model "
                 f"{_listed(given) or 'there is none'}; use the same model section and image size"
             )
+    if continued and not earlier.state:
+        print("train: the earlier run did not keep its state (train.keep_state): a new optimizer", file=sys.stderr)
     for layer in layers:
         layer.set_weights(earlier.weights[layer.name])
     return Origin(weights="an earlier model", sha256=record.sha256, epochs=record.epoch if continued else 0)

@@ -96,6 +96,7 @@ def test_pixels_over_255_times_255_are_the_pixels_again() -> None:
     np.testing.assert_array_equal(model.get_layer("pixels")(pixels / np.float32(255)).numpy(), pixels)
 
 
+@pytest.mark.slow
 def test_a_grey_picture_is_seen_as_that_picture_in_rgb() -> None:
     grey, rgb = (build_model(SMALL, (40, 48, channels), 5) for channels in (1, 3))
     rgb.set_weights(grey.get_weights())
@@ -153,6 +154,7 @@ def test_the_backbone_stays_in_inference_mode_saved_and_called_for_training_too(
         np.testing.assert_array_equal(found, wanted)
 
 
+@pytest.mark.slow
 def test_the_twin_for_exports_computes_in_float32_everywhere() -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:

@@ -15,6 +15,7 @@ from stages.common.figures import flat
 from stages.common.params import SECTIONS, read
 from tests.project import ROOT
 from tools import check, demo, figures, plots
+from tools.recipe import with_recipe
 from tools.report import __main__ as report
 
 
@@ -165,3 +166,20 @@ def test_the_pictures_are_drawn_from_the_committed_results(
     figures.main([str(tmp_path)])
     for file in figures.CHARTS.values():
         assert (tmp_path / file).read_text(encoding="utf-8").startswith("<svg")
+
+
+def test_a_pretrained_network_without_a_pin_or_with_standardized_pixels_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "params.yaml").read_text(encoding="utf-8")
+    recipe = (ROOT / "recipes/pretrained.yaml").read_text(encoding="utf-8")
+    (tmp_path / "pictures").mkdir()
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "params.yaml"
+    path.write_text(with_recipe(text, recipe), encoding="utf-8")
+    check.check_params(path)
+    with pytest.raises(StageError, match=r"^model\.sha256: not set\. Download https"):
+        check.main([str(path)])
+    demo.choose(path, {"model.weights": "none", "preprocess.scaling": "standardize"})
+    with pytest.raises(StageError, match=r"^preprocess\.scaling: standardize does not go with"):
+        check.main([str(path)])

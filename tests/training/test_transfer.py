@@ -79,6 +79,7 @@ def test_the_first_phase_trains_the_last_layer_alone(
     assert (tmp_path / "features").exists() is not flip
 
 
+@pytest.mark.slow
 def test_the_second_phase_trains_all_but_batch_normalization(
     build: Callable[[], keras.Model], split: Split, tmp_path: Path
 ) -> None:
@@ -103,6 +104,7 @@ def test_training_on_features_is_training_on_images_with_the_backbone_frozen(
     np.testing.assert_allclose(Predictor(on_features)(IMAGES), Predictor(on_images)(IMAGES), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_features_is_computed_again(
     build: Callable[[], keras.Model], split: Split, tmp_path: Path
 ) -> None:
