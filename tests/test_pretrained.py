@@ -152,6 +152,8 @@ def test_evaluation_prediction_and_export_agree(undisturbed: Project, tmp_path: 
     project.repro()
     classifier = Classifier(project.folder / "models/model.keras")
     files = sorted((project.folder / "pictures").rglob("*.png"))
+    card = (project.folder / "models/MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "Training began with the weights of MobileNetV3Small, not with random ones." in card
     columns = ["probability_rough", "probability_smooth"]
     table = pd.read_csv(project.folder / "data/predictions.csv", usecols=columns, dtype=np.float32)
     found = {tuple(each.values()) for each in classifier([file.read_bytes() for file in files])}

@@ -27,7 +27,7 @@ class AugmentationParams(Section):
 
 
 def augments(params: AugmentationParams) -> bool:
-    """Return whether the network sees the training images in any other way than they are."""
+    """Return whether the network sees changed training images. A key that is false or 0 changes nothing."""
     off = {"scales": [1]}
     return any(getattr(params, key) != off.get(key, False) for key in AugmentationParams.model_fields)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from stages.common import splits
-from stages.model.inference import BATCH_SIZE, Predictor
+from stages.model.inference import BATCH_SIZE, Predictor, batch_size
 from stages.model.networks import Block, TutorialParams, build_model
 
 pytestmark = pytest.mark.usefixtures("started")
@@ -45,6 +45,10 @@ def test_the_probabilities_of_an_image_do_not_depend_on_its_batch(model: keras.M
     whole = predict(IMAGES[:BATCH_SIZE])
     np.testing.assert_array_equal(predict(IMAGES[:number]), whole[:number])
     np.testing.assert_array_equal(predict(IMAGES[BATCH_SIZE - number : BATCH_SIZE]), whole[-number:])
+
+
+def test_fewer_large_images_are_predicted_at_a_time() -> None:
+    assert [batch_size((side, side, 3)) for side in (1, 32, 64, 224, 4096)] == [500, 500, 125, 10, 8]
 
 
 def test_dropout_is_off(model: keras.Model) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,14 @@ from numpy.typing import NDArray
 
 from stages.common.failure import StageError
 from stages.model.networks import FastParams
-from stages.training.augmentation import AugmentationParams, augment, check_image_size, scale_of, scaled_size
+from stages.training.augmentation import (
+    AugmentationParams,
+    augment,
+    augments,
+    check_image_size,
+    scale_of,
+    scaled_size,
+)
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -54,6 +62,12 @@ def offsets(params: AugmentationParams, seed: int = 0, step: int = 0) -> list[tu
 
 def test_off_changes_nothing() -> None:
     np.testing.assert_array_equal(augmented(OFF), IMAGES)
+    assert not augments(OFF)
+
+
+@pytest.mark.parametrize("change", [{"flip": True}, {"flip": "alternate"}, {"shift": 1}, {"scales": [0.5, 1]}])
+def test_each_key_that_is_on_counts_as_augmentation(change: dict[str, Any]) -> None:
+    assert augments(OFF.model_copy(update=change))
 
 
 def test_a_flipped_image_is_its_exact_mirror_image_and_half_of_them_are() -> None:

@@ -20,7 +20,8 @@ def checkpoints() -> Iterator[Finding]:
     from stages.training.checkpoints import DIGEST_SIZE
 
     # There may be checkpoints of several runs; within a run their names sort by epoch and step.
-    paths = sorted(CHECKPOINTS.glob("*.npz"), key=lambda path: (path.stat().st_mtime_ns, path.name))
+    found = [*CHECKPOINTS.glob("*.npz"), *CHECKPOINTS.glob("fine-tuning/*.npz")]
+    paths = sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name))
     if not paths:
         yield Finding("ok", f"none in {CHECKPOINTS}/: no unfinished training")
         return
