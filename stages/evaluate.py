@@ -1,7 +1,8 @@
 """Stage 4: evaluate the trained model on the test split, which no other stage has used.
 
 Run as `python -m stages.evaluate`, with the options of `--help`; `dvc repro` does. Reads test.npz and
-statistics.json from data/processed, and the model with its record. Writes metrics/evaluation.csv and
+statistics.json from data/processed, the model with its record, and data/raw, to find test images that are also in
+training. Writes metrics/evaluation.csv and
 evaluation.json, metrics/per_class.csv, metrics/confusion.csv, metrics/reliability.csv, data/predictions.csv,
 models/MODEL_CARD.md, and environment/evaluate.json, the record of the machine.
 """
@@ -17,7 +18,9 @@ import numpy as np
 from stages.common import failure
 from stages.common.exclusive import exclusive
 from stages.common.params import load
-from stages.common.records import Statistics, read_record, read_split, require_same_data
+from stages.common.records import Source, Statistics, read_record, read_split, require_same_data
+from stages.common.splits import damaged
+from stages.evaluation.duplicates import find_leaks
 from stages.evaluation.results import EvaluateParams, save_results
 from stages.model import runtime
 from stages.model.runtime import RuntimeParams
@@ -38,6 +41,13 @@ def main(arguments: Sequence[str]) -> None:
                 "classes: every image counts as correct",
                 file=sys.stderr,
             )
+        leaks = None
+        if params.duplicates != "none":
+            source = read_record(options.raw / "source.json", Source)
+            if source.dataset != statistics.dataset:
+                raise damaged(options.raw / "source.json", "not the dataset of data/processed")
+            raw_test, raw_train = (read_split(options.raw, name, source).images for name in ("test", "train"))
+            leaks = find_leaks(raw_test, raw_train, near=params.duplicates == "near", scratch=options.metrics)
         runtime.start(runtime_params, seed=0)
         from stages.model.trained import load_predictor  # only now, as it loads TensorFlow
 
@@ -57,6 +67,7 @@ def main(arguments: Sequence[str]) -> None:
             labels,
             probabilities,
             flipped,
+            leaks,
         )
         seconds = time.monotonic() - began
         log = options.logs / "evaluate.json"
@@ -66,6 +77,7 @@ def main(arguments: Sequence[str]) -> None:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m stages.evaluate", description=__doc__.partition("\n")[0])
     parser.add_argument("--params", type=Path, default=Path("params.yaml"))
+    parser.add_argument("--raw", type=Path, default=Path("data/raw"), help="folder of the splits as downloaded")
     parser.add_argument("--processed", type=Path, default=Path("data/processed"), help="folder of the splits")
     parser.add_argument("--model", type=Path, default=Path("models/model.keras"))
     parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder of the tables and figures")

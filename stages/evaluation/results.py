@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,6 +22,8 @@ class EvaluateParams(Section):
 
     top_k: int = Field(ge=1)  # a hit when the label is among so many most probable classes
     flip: bool  # also score with horizontal-flip test-time augmentation
+    # Which test images count as seen in training: those with the pixels of a training image, or near copies too.
+    duplicates: Literal["none", "identical", "near"]
 
 
 def save_results(
@@ -33,11 +36,12 @@ def save_results(
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float32],
     flipped: NDArray[np.float32] | None,
+    leaks: NDArray[np.float64] | None,
 ) -> None:
     """Score the predictions on the test split and write every table, the metrics and the model card.
 
     metrics: folder; labels: int64 (N,); probabilities: float32 (N, classes); flipped: the same with
-    horizontal-flip test-time augmentation.
+    horizontal-flip test-time augmentation; leaks: of each image, see `duplicates.find_leaks`.
     """
     classes = statistics.classes
     predicted = probabilities.argmax(axis=1)
@@ -62,6 +66,7 @@ def save_results(
         # On the test images that are identical to the published ones.
         "official_accuracy": float(correct.mean()) if official else None,
         "flip": None if flipped is None else scoring.score(labels, flipped, params.top_k),
+        **({} if leaks is None else _leaks(labels == predicted, leaks)),
         "test_images": len(labels),
         "official_test_images": official,
         "dataset": statistics.dataset.name,
@@ -74,3 +79,14 @@ def save_results(
     write_figures(metrics / "evaluation.csv", figures, ["accuracy", decisive])
     with replacing(card) as partial:
         partial.write_text(model_card(figures, per_class, statistics, record.origin), encoding="utf-8")
+
+
+def _leaks(correct: NDArray[np.bool_], leaks: NDArray[np.float64]) -> dict[str, Any]:
+    """Return how many test images have a partner in training, and the accuracy on these and without them."""
+    seen = leaks > 0
+    return {
+        "test_duplicates": int(seen.sum()),
+        "test_duplicates_identical": int((leaks == 1).sum()),
+        "accuracy_on_duplicates": float(correct[seen].mean()) if seen.any() else None,
+        "accuracy_without_duplicates": float(correct[~seen].mean()) if not seen.all() else None,
+    }
