@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = checkout / "exports" / (options.name or record.dataset.name)
     require_space(folder.parent, (len(formats) + 2) * size)
     with exclusive(folder.parent):
-        report = export(trained, folder, formats, options.max_drop, params.threads)
+        report = export(trained, folder, formats, options.max_drop, params.threads, options.max_difference)
     print(files_table(report, markdown=False))
     print(f"\n{folder}: how to use it is in {folder / 'README.md'}")
 
@@ -59,14 +59,16 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path(), help="the checkout, such as demo; . by default")
     parser.add_argument("--name", help="of the folder in exports/ and of the model; the dataset's by default")
     parser.add_argument("--max-drop", type=float, default=0.01, help="accuracy that lower precision may cost")
+    parser.add_argument("--max-difference", type=float, default=1e-5, help="of a probability, of float32 files")
     options = parser.parse_args(arguments)
     for name in options.formats:
         if name not in FORMATS:
             raise StageError(f"{name}: unknown format; use: {', '.join(FORMATS)}")
     if options.name is not None and not re.fullmatch(r"\w[\w.-]*", options.name):
         raise StageError(f"--name {options.name}: use letters, digits, '-', '_' and '.', beginning with a letter")
-    if not 0 <= options.max_drop <= 1:
-        raise StageError(f"--max-drop {options.max_drop}: it should be between 0 and 1")
+    for name in ("max_drop", "max_difference"):
+        if not 0 <= (value := getattr(options, name)) <= 1:
+            raise StageError(f"--{name.replace('_', '-')} {value}: it should be between 0 and 1")
     return options
 
 

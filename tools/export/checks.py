@@ -1,5 +1,6 @@
 """Compare an exported file with the trained model on the test split, and measure its speed."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.failure import StageError
+from stages.model.inference import batch_size
 from tools.compare.paired import mcnemar
 
-BATCH = 500  # images at a time, as in stages/model/inference.py
 BATCHES = (1, 8, 32, 128, 512)  # tried for the speed
+PIXELS = 512 * 64 * 64  # in a batch, so that large images fit into memory
 SECONDS = 0.2  # of each, and three calls at least
 TOLERANCE = 1e-5  # of a probability, for a file that computes in float32
 # Where the model's own two highest probabilities are this close, float32's rounding decides.
@@ -40,16 +42,23 @@ class Result:
 
 
 class Checker:
-    """The test images, uint8 (N, H, W, C), their labels (N,), and the accuracy that lower precision may cost."""
+    """The test images, uint8 (N, H, W, C), their labels (N,), and what is accepted.
 
-    def __init__(self, images: Images, labels: NDArray[np.uint8], max_drop: float) -> None:
+    max_drop: the accuracy that lower precision may cost; max_difference: of a probability, of float32 files.
+    """
+
+    def __init__(
+        self, images: Images, labels: NDArray[np.uint8], max_drop: float, max_difference: float = TOLERANCE
+    ) -> None:
         """Take the raw test split."""
-        self.images, self.labels, self.max_drop = images, labels, max_drop
+        self.images, self.labels = images, labels
+        self.max_drop, self.max_difference = max_drop, max_difference
 
     def predict(self, run: Run) -> Probabilities:
         """Return the probabilities, float32 (N, classes), of the test images."""
-        starts = range(0, len(self.images), BATCH)
-        parts = (np.ascontiguousarray(self.images[start : start + BATCH]) for start in starts)
+        size = batch_size(self.images.shape[1:])  # as the model predicts them
+        starts = range(0, len(self.images), size)
+        parts = (np.ascontiguousarray(self.images[start : start + size]) for start in starts)
         return np.concatenate([run(part) for part in parts])
 
     def check(self, name: str, run: Run, expected: Probabilities, exact: bool) -> Result:
@@ -66,11 +75,11 @@ class Checker:
         difference, decisions = float(np.abs(found - expected).max()), int((differ & ~tie).sum())
         p_value, accuracy = mcnemar(gained, lost), float(right.mean())
         # Negated, so that NaN does not pass.
-        if exact and not (difference <= TOLERANCE and decisions == 0):
+        if exact and not (difference <= self.max_difference and decisions == 0):
             raise StageError(
                 f"{name}: its probabilities on the test images differ by up to {difference:.2g} from the model's "
-                f"(limit {TOLERANCE:g}), and {decisions:,} decisions differ (limit 0); nothing was exported. "
-                "Leave this format out"
+                f"(limit {self.max_difference:g}), and {decisions:,} decisions differ (limit 0); nothing was "
+                "exported. Leave this format out, or raise --max-difference if the network is deep"
             )
         drop = (lost - gained) / len(self.labels)
         if not difference <= 1 or drop > self.max_drop:
@@ -86,7 +95,8 @@ class Checker:
 def speed(run: Run, images: Images) -> tuple[float, float, int]:
     """Return the milliseconds for one image, the images a second at the best batch size, and that size."""
     best, milliseconds = (0.0, 0), 0.0
-    for size in BATCHES:
+    pixels = math.prod(images.shape[1:3])
+    for size in (size for size in BATCHES if size * pixels <= max(PIXELS, pixels)):
         batch = np.resize(images, (size, *images.shape[1:]))
         run(batch)  # the first call of a size plans its memory
         seconds: list[float] = []

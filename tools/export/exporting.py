@@ -21,7 +21,7 @@ from stages.common.splits import Split
 from stages.model import runtime
 from stages.model.inference import Predictor
 from tools.export import description, litert, onnx_file, saved_model
-from tools.export.checks import Checker, Run
+from tools.export.checks import TOLERANCE, Checker, Run
 from tools.export.formats import FORMATS
 from tools.export.network import float32_twin, from_pixels
 
@@ -43,14 +43,19 @@ class Trained:
 
 
 def export(
-    trained: Trained, folder: Path, formats: Sequence[str], max_drop: float, threads: int
+    trained: Trained,
+    folder: Path,
+    formats: Sequence[str],
+    max_drop: float,
+    threads: int,
+    max_difference: float = TOLERANCE,
 ) -> dict[str, Any]:
     """Write `folder` and return the content of its export.json; when a check fails, raise and keep nothing."""
     record = trained.record
     by_channel = (record.mean, record.std) if record.scaling == "standardize" else None
     network = float32_twin(trained.model)
     lowered = any(layer.compute_dtype != "float32" for layer in trained.model.layers)
-    checker = Checker(trained.test.images, trained.test.labels, max_drop)
+    checker = Checker(trained.test.images, trained.test.labels, max_drop, max_difference)
     as_trained, in_float32 = (_scaling(Predictor(model), by_channel) for model in (trained.model, network))
     before, expected = checker.predict(as_trained), checker.predict(in_float32)
     of_file = {"bytes": trained.size, "sha256": record.sha256}
