@@ -147,6 +147,26 @@ def test_with_augmentation_the_whole_network_runs_in_each_epoch(undisturbed: Pro
     assert Classifier(project.folder / "models/model.keras").record.epoch == 2
 
 
+def test_a_finished_run_is_continued_without_its_file_of_weights(undisturbed: Project, tmp_path: Path) -> None:
+    project = undisturbed.copy(tmp_path / "project")
+    model = undisturbed.folder / "models/model.keras"
+    for key, value in {
+        "train.start_from": str(model),
+        "train.start_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
+        "train.continue": True,
+        "train.epochs": 2,
+        "model.fine_tune_epochs": 1,
+    }.items():
+        project.choose(key, value)
+    assert "did not keep its state" in project.run(*TRAIN).stderr
+    history = pd.read_csv(project.folder / "metrics/history.csv")
+    assert history["epoch"].tolist() == [14, 15, 16]
+    assert (
+        history["val_loss"].iloc[0] < pd.read_csv(undisturbed.folder / "metrics/history.csv")["val_loss"].iloc[0]
+    )
+    assert Classifier(project.folder / "models/model.keras").record.epoch == 16
+
+
 def test_evaluation_prediction_and_export_agree(undisturbed: Project, tmp_path: Path) -> None:
     project = copied(undisturbed, tmp_path)
     project.repro()
