@@ -28,9 +28,7 @@ if TYPE_CHECKING:
 class StartParams(Section):
     """The part of `train` in params.yaml that says what training begins with."""
 
-    start_from: (
-        str  # the path of an earlier model.keras, or a git revision or DVC experiment; empty: random weights
-    )
+    start_from: str  # the path of a model.keras, or a git revision or DVC experiment; empty: random weights
     start_sha256: str  # of that model, as its model.json has it
     continue_: bool = Field(alias="continue")  # go on from the end of the run that trained it
     keep_state: bool  # keep the optimizer's state in model.keras, with which a later run continues exactly

@@ -22,7 +22,7 @@ from stages.training.results import history_table
 from stages.training.start import Earlier, take_weights
 from tests.model.test_classifier import png
 from tests.project import Project
-from tests.training.test_loop import IMAGES, PLAIN, build, split, weights
+from tests.training.test_loop import IMAGES, PLAIN, Interrupt, build, split, weights
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -52,9 +52,9 @@ def earlier(model: keras.Model, classes: list[str] = ABC) -> Earlier:
     return Earlier({layer.name: layer.get_weights() for layer in model.layers if layer.weights}, record, b"")
 
 
-def trainer(model: keras.Model, first: int = 0, **changes: Any) -> Trainer:
+def trainer(model: keras.Model, *callbacks: keras.callbacks.Callback, first: int = 0, **changes: Any) -> Trainer:
     params = TrainParams(**{**PLAIN, **changes})
-    return Trainer(model, params, split(slice(IMAGES)), split(slice(300)), [], alone(), first=first)
+    return Trainer(model, params, split(slice(IMAGES)), split(slice(300)), callbacks, alone(), first=first)
 
 
 def changed(model: keras.Model) -> keras.Model:
@@ -118,6 +118,24 @@ def test_two_epochs_and_a_third_with_the_state_kept_are_three_epochs(
     assert history_table(history, first=2)["epoch"].tolist() == [3]
     for found, wanted in zip(weights(model), weights(whole), strict=True):
         np.testing.assert_array_equal(found, wanted)
+
+
+def test_an_interrupted_continued_run_ends_as_one_that_was_not(tmp_path: Path) -> None:
+    state = trainer(changed(build())).state()
+
+    def continued(folder: Path, *callbacks: keras.callbacks.Callback) -> tuple[Any, list[Any]]:
+        model = build()
+        run = trainer(model, *callbacks, first=5, epochs=2)
+        run.go_on_from(state)
+        return run.run(Checkpoints(folder, "k" * 64)), weights(model)
+
+    rows, expected = continued(tmp_path / "a")
+    with pytest.raises(KeyboardInterrupt):
+        continued(tmp_path / "b", Interrupt("on_train_batch_end", 5))
+    found_rows, found = continued(tmp_path / "b")
+    assert found_rows == rows
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_state_of_another_optimizer_is_refused(tmp_path: Path) -> None:
