@@ -24,6 +24,7 @@ from stages.model.networks import build_model, load_network
 from stages.model.pretrained import PretrainedParams, check_scaling, fetch_weights, weights_origin
 from stages.model.runtime import RuntimeParams
 from stages.training.augmentation import check_image_size
+from stages.training.balance import as_vector, class_weights, remarks
 from stages.training.optimization import notes
 from stages.training.params import TrainParams
 from stages.training.start import load_earlier, take_weights
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     training = read_split(options.processed, "train", statistics)
     validation = read_split(options.processed, "validation", statistics)
     check_scaling(model_params, statistics.scaling)
+    counts = statistics.splits["train"].class_counts
+    by_class = class_weights(params, statistics.classes, counts)
     weights = None if params.start_from else fetch_weights(model_params)
 
     began = time.monotonic()
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str]) -> None:
             origin = take_weights(model, earlier, statistics, params.continue_)
             first = origin.epochs
         if cluster.chief:
-            for note in notes(params, params.epochs):
+            for note in [*remarks(params, statistics.classes, counts), *notes(params, params.epochs)]:
                 print(f"train: {note}", file=sys.stderr)
             # The model, and two checkpoints of at most five times as much (the weights, the best ones, the slow
             # ones, Adam's two moments), each written aside before it is moved.
@@ -77,10 +80,12 @@ def main(arguments: Sequence[str]) -> None:
         run = (params, training, validation, callbacks, cluster)
         if isinstance(model_params, PretrainedParams):
             machine = [digests["code"], digests["library versions"], runtime_params.model_dump()]
-            history, saved = transfer.train(model, model_params, *run, checkpoints, machine, first)
+            history, saved = transfer.train(
+                model, model_params, *run, checkpoints, machine, first, as_vector(by_class)
+            )
             state = b""
         else:
-            trainer = Trainer(model, *run, first=first)
+            trainer = Trainer(model, *run, first=first, class_weights=as_vector(by_class))
             if earlier and params.continue_ and earlier.state:
                 trainer.go_on_from(earlier.state)
             history, saved = trainer.run(checkpoints)
@@ -88,7 +93,7 @@ def main(arguments: Sequence[str]) -> None:
 
         if cluster.chief:
             save_model(model, options.model, state)
-            record = model_record(options.model, model.count_params(), first + saved, statistics, origin)
+            record = model_record(options.model, model.count_params(), first + saved, statistics, origin, by_class)
             write_json(options.model.with_suffix(".json"), record.model_dump(exclude_none=True))
             write_table(options.history, history_table(history, first))
             write_figures(options.metrics, training_figures(record, history[saved]), METRICS)

@@ -98,7 +98,8 @@ class Origin(BaseModel):
 class ModelRecord(BaseModel):
     """models/model.json: what it takes to use the model.keras beside it, whose SHA-256 it holds.
 
-    scaling, mean, std: as in `Statistics`. epoch: the one whose weights were saved.
+    scaling, mean, std: as in `Statistics`. epoch: the one whose weights were saved. class_weights: factors on the
+    training loss, by class name, if there were any.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -114,6 +115,7 @@ class ModelRecord(BaseModel):
     epoch: int
     parameters: int
     origin: Origin | None = None
+    class_weights: dict[str, float] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -16,6 +16,8 @@ from stages.common.records import ModelRecord, Statistics
 from stages.evaluation import scoring
 from stages.evaluation.card import model_card
 
+UNBALANCED = 2  # times as many images in the largest class as in the smallest
+
 
 class EvaluateParams(Section):
     """`evaluate` of params.yaml."""
@@ -61,8 +63,11 @@ def save_results(
     bins = bins[bins["count"] > 0].rename(columns={"count": "images"})
     write_table(metrics / "reliability.csv", bins[["confidence", "accuracy", "images"]])
     correct = labels[:official] == predicted[:official]
+    support = np.bincount(labels, minlength=len(classes))
+    unbalanced = support.max() > UNBALANCED * support.min()
     figures = {
         **scoring.score(labels, probabilities, params.top_k),
+        "balanced_accuracy": scoring.balanced_accuracy(labels, predicted, len(classes)) if unbalanced else None,
         # On the test images that are identical to the published ones.
         "official_accuracy": float(correct.mean()) if official else None,
         "flip": None if flipped is None else scoring.score(labels, flipped, params.top_k),
@@ -75,7 +80,7 @@ def save_results(
         "model_sha256": record.sha256,
     }
     # As many as fit `dvc exp show` on a terminal of 120 columns, beside those of train.
-    decisive = "official_accuracy" if 0 < official < len(labels) else "loss"
+    decisive = "official_accuracy" if 0 < official < len(labels) else "balanced_accuracy" if unbalanced else "loss"
     write_figures(metrics / "evaluation.csv", figures, ["accuracy", decisive])
     with replacing(card) as partial:
         partial.write_text(model_card(figures, per_class, statistics, record.origin), encoding="utf-8")

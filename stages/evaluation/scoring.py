@@ -83,6 +83,13 @@ def score(labels: Integers, probabilities: Floats, k: int = 3) -> dict[str, floa
     }
 
 
+def balanced_accuracy(labels: Integers, predicted: Integers, classes: int) -> float:
+    """Return the mean recall of the classes that have samples, as scikit-learn's `balanced_accuracy_score`."""
+    counts = _counts(labels, predicted, classes)
+    support = counts.sum(axis=1)
+    return _mean(counts.diagonal()[support > 0] / support[support > 0])
+
+
 def wilson(correct: int, samples: int) -> tuple[float, float]:
     """Return the 95 % score interval of the proportion correct / samples (Wilson 1927, JASA 22).
 

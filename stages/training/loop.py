@@ -84,11 +84,13 @@ class Trainer:
         cluster: Cluster,
         earlier: Sequence[dict[str, float]] = (),
         first: int = 0,
+        class_weights: NDArray[np.float32] | None = None,
     ) -> None:
         """Prepare a run on `cluster`, whose strategy is in scope. Nothing is computed before `run`.
 
         earlier: the rows of an earlier phase of this run, which the history continues. first: the number of epochs
-        of the earlier run that this one continues; its rows are not in the history.
+        of the earlier run that this one continues; its rows are not in the history. class_weights: factors on the
+        training loss, float32 (classes,); the validation loss has none.
         """
         import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
 
@@ -103,7 +105,7 @@ class Trainer:
         self._start = first + len(earlier)  # epochs before this phase
         self._epochs = self._start + params.epochs
         steps = self._steps_per_epoch * self._epochs
-        self._steps = TrainingSteps(model, self._optimizer, params, cluster, steps)
+        self._steps = TrainingSteps(model, self._optimizer, params, cluster, steps, class_weights)
         self._predict = Predictor(model)
         # Whole batches, so that each image is in the same batch whichever worker predicts it.
         self._validated = cluster.worker_slice(len(validation.images), batch_size(model.input_shape[1:]))

@@ -3,11 +3,12 @@
 from pydantic import Field
 
 from stages.training.augmentation import AugmentationParams
+from stages.training.balance import BalanceParams
 from stages.training.optimization import OptimizationParams
 from stages.training.start import StartParams
 
 
-class TrainParams(OptimizationParams, AugmentationParams, StartParams):
+class TrainParams(OptimizationParams, AugmentationParams, BalanceParams, StartParams):
     """`train` of params.yaml."""
 
     seed: int = Field(ge=0, lt=2**30)

@@ -18,7 +18,12 @@ def history_table(history: Sequence[dict[str, float]], first: int = 0) -> pd.Dat
 
 
 def model_record(
-    path: Path, parameters: int, saved: int, statistics: Statistics, origin: Origin | None
+    path: Path,
+    parameters: int,
+    saved: int,
+    statistics: Statistics,
+    origin: Origin | None,
+    class_weights: dict[str, float] | None = None,
 ) -> ModelRecord:
     """Return the record of the model at `path`, which has the weights of epoch `saved`, counted from 0."""
     return ModelRecord(
@@ -32,6 +37,7 @@ def model_record(
         epoch=saved + 1,
         parameters=parameters,
         origin=origin,
+        class_weights=class_weights,
     )
 
 

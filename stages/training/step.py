@@ -34,8 +34,13 @@ class TrainingSteps:
         params: TrainParams,
         cluster: Cluster,
         steps: int,
+        class_weights: NDArray[np.float32] | None = None,
     ) -> None:
-        """Prepare a run of `steps` steps. TensorFlow traces the loop once for each batch size and image size."""
+        """Prepare a run of `steps` steps. TensorFlow traces the loop once for each batch size and image size.
+
+        class_weights: factors on the loss of each class's images, float32 (classes,).
+        """
+        self._class_weights = class_weights
         self._model, self._optimizer, self._params, self._cluster = model, optimizer, params, cluster
         optimizer.build(model.trainable_variables)
         fuse_batch_norm(model)
@@ -152,6 +157,7 @@ class TrainingSteps:
         return loss, tf.cast(hits, tf.int32)
 
     def _loss(self, labels: tf.Tensor, probabilities: tf.Tensor) -> tf.Tensor:
-        """Return the cross-entropy of each image in nats, float32 (n,)."""
+        """Return the cross-entropy of each image in nats, times the weight of its class, float32 (n,)."""
         smoothing = self._params.label_smoothing
-        return keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=smoothing)
+        loss = keras.losses.categorical_crossentropy(labels, probabilities, label_smoothing=smoothing)
+        return loss if self._class_weights is None else loss * tf.reduce_sum(labels * self._class_weights, axis=-1)

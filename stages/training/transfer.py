@@ -44,28 +44,31 @@ def train(
     checkpoints: Checkpoints,
     identity: Sequence[Any],
     first: int = 0,
+    class_weights: NDArray[np.float32] | None = None,
 ) -> tuple[list[dict[str, float]], int]:
     """Train `model` in place and return what `Trainer.run` returns, with the epochs of both phases.
 
     identity: what features depend on, apart from the images and the backbone: code, versions and runtime.
-    first: the number of epochs of the run that this one continues.
+    first: the number of epochs of the run that this one continues. class_weights: as for `Trainer`.
     """
     if params.keep_state and cluster.chief:
         print("train: train.keep_state has no effect with the network pretrained", file=sys.stderr)
     if augments(params):
-        trainer = Trainer(model, params, training, validation, callbacks, cluster, first=first)
+        trainer = Trainer(model, params, training, validation, callbacks, cluster, (), first, class_weights)
     else:
         cache = checkpoints.folder / "features" / str(cluster.rank)  # workers on one machine may share a checkout
         features = backbone_features(model, training, cache, "train", identity)
         validated = backbone_features(model, validation, cache, "validation", identity)
-        trainer = Trainer(last_layers(model), params, features, validated, callbacks, cluster, first=first)
+        trainer = Trainer(
+            last_layers(model), params, features, validated, callbacks, cluster, (), first, class_weights
+        )
     # Kept until the end: a run that is killed in the second phase then skips the first.
     history, saved = trainer.run(checkpoints, keep=True)
     if network.fine_tune_epochs:
         unfreeze(model)
         changes = {"epochs": network.fine_tune_epochs, "learning_rate": network.fine_tune_rate}
         whole = params.model_copy(update=changes)
-        trainer = Trainer(model, whole, training, validation, callbacks, cluster, history, first)
+        trainer = Trainer(model, whole, training, validation, callbacks, cluster, history, first, class_weights)
         history, saved = trainer.run(checkpoints.of_phase("fine-tuning"))
     if cluster.chief:
         checkpoints.clear()

@@ -16,7 +16,16 @@ from scipy.stats import binomtest
 from sklearn import metrics as sklearn_metrics
 
 from stages.common.failure import StageError
-from stages.evaluation.scoring import confusion, most_confused, notes, per_class, reliability, score, wilson
+from stages.evaluation.scoring import (
+    balanced_accuracy,
+    confusion,
+    most_confused,
+    notes,
+    per_class,
+    reliability,
+    score,
+    wilson,
+)
 
 Case = tuple[NDArray[np.int64], NDArray[np.floating[Any]]]
 
@@ -468,3 +477,9 @@ def test_importing_the_module_loads_neither_tensorflow_nor_scikit_learn() -> Non
     code = f"import sys, stages.evaluation.scoring; print({{*{slow}}} & set(sys.modules))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed == "set()\n"
+
+
+def test_balanced_accuracy_is_scikit_learn_s_and_leaves_out_classes_without_samples() -> None:
+    labels, predicted = np.array([0, 0, 0, 2, 2]), np.array([0, 0, 2, 2, 0])
+    expected = sklearn_metrics.balanced_accuracy_score(labels, predicted)
+    assert balanced_accuracy(labels, predicted, 4) == pytest.approx(expected, abs=1e-15)

@@ -32,6 +32,7 @@ PLAIN: dict[str, Any] = {
     "weight_decay": 0,
     "clip_norm": 0,
     "label_smoothing": 0,
+    "class_weights": "none",
     "offset_rate": 1,
     "lookahead": 0,
     "flip": False,

@@ -15,6 +15,7 @@ from tools.report.results import Results
 # In the order of the page. Keys of metrics/train.csv have the prefix `train.`, as some are in both tables.
 NAMES = {
     "accuracy": "Test accuracy",
+    "balanced_accuracy": "Balanced test accuracy",
     "official_accuracy": "Official test accuracy",
     "top": "Top-{} accuracy",
     "loss": "Test loss, nats",
