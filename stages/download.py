@@ -43,6 +43,7 @@ def save(dataset: Dataset, out: Path) -> None:
         classes=list(dataset.classes),
         decoding=dataset.decoding,
         validation_images=dataset.validation or None,
+        together=list(dataset.together) or None,
         splits={
             "train": _save_split(dataset.train, out / "train.npz", classes),
             "test": _save_split(dataset.test, out / "test.npz", classes),

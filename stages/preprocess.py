@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from stages.common import failure, splits
+from stages.common.drawing import draw
 from stages.common.exclusive import exclusive
 from stages.common.failure import StageError
 from stages.common.outputs import require_space, write_json
@@ -62,7 +63,7 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
             file=sys.stderr,
         )
     else:
-        kept, held_out = choose_validation(train.labels, params)
+        kept, held_out = choose_validation(train.labels, params, source.together or ())
     chosen = {
         "train": (train, kept, source.splits["train"]),
         "validation": (train, held_out, source.splits["train"]),
@@ -108,12 +109,13 @@ def _one_hot(labels: NDArray[np.integer[Any]], classes: int) -> splits.ChunkedAr
 
 
 def choose_validation(
-    labels: NDArray[np.integer[Any]], params: PreprocessParams
+    labels: NDArray[np.integer[Any]], params: PreprocessParams, together: Sequence[tuple[int, int]] = ()
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the ascending int64 indices of the images for training and of those for validation.
 
     labels: uint8 or uint16 (N,). Holds out as many images as Keras's `validation_split` would. "last": the last
-    ones. "stratified": the same fraction of each class, by largest remainder, drawn with `seed`.
+    ones. "stratified": the same fraction of each class, by largest remainder, drawn with `seed`. `together`:
+    starts and stops of runs of images that stay on one side, so the fraction can differ a little.
     """
     total = len(labels)
     held_out = total - math.floor(total * (1 - params.validation_fraction))
@@ -124,16 +126,36 @@ def choose_validation(
         )
     chosen = np.zeros(total, dtype=bool)
     if params.validation_split == "last":
-        chosen[total - held_out :] = True
+        cut = total - held_out
+        for start, stop in together:
+            if start < cut < stop:
+                cut = min(
+                    (end for end in (start, stop) if 0 < end < total), key=lambda end: abs(end - cut), default=cut
+                )
+                break
+        chosen[cut:] = True
     else:
         counts = np.bincount(labels)
         quotas, remainders = np.divmod(counts * held_out, total)
         quotas[np.argsort(-remainders, kind="stable")[: held_out - quotas.sum()]] += 1
         # NumPy guarantees the stream of PCG64 across versions, but not the result of permutation().
         order = np.argsort(np.random.PCG64(params.seed).random_raw(total), kind="stable")
-        for label, quota in enumerate(quotas):
-            chosen[order[labels[order] == label][:quota]] = True
+        if together:
+            units = _units(order, together)
+            drawn = draw([labels[unit].tolist() for unit in units], quotas.tolist(), counts.tolist())
+            for position in drawn:
+                chosen[units[position]] = True
+        else:
+            for label, quota in enumerate(quotas):
+                chosen[order[labels[order] == label][:quota]] = True
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
+
+
+def _units(order: NDArray[np.int64], together: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """Return the positions of each run, and of each other image by itself, in the order of their first images."""
+    runs = {start: list(range(start, stop)) for start, stop in together}
+    inside = {position for run in runs.values() for position in run[1:]}
+    return [runs.get(position, [position]) for position in order.tolist() if position not in inside]
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

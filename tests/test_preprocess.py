@@ -182,6 +182,18 @@ def test_a_stratified_split_is_the_same_with_every_version_of_numpy() -> None:
     assert choose_validation(np.arange(20, dtype=np.uint8) % 2, params)[1].tolist() == [3, 6, 11, 12]
 
 
+@pytest.mark.parametrize("how", ["last", "stratified"])
+def test_runs_of_images_that_belong_together_are_not_separated(how: str) -> None:
+    labels = np.arange(100, dtype=np.uint8) % 2
+    together = [(start, start + 7) for start in range(4, 93, 9)]
+    kept, held_out = choose_validation(labels, PreprocessParams(**PARAMS | {"validation_split": how}), together)
+    assert sorted([*kept, *held_out]) == list(range(100))
+    assert 14 <= len(held_out) <= 26
+    for start, stop in together:
+        run = set(range(start, stop))
+        assert run <= set(kept) or run <= set(held_out)
+
+
 def test_a_stratified_split_takes_images_with_their_labels(raw: Path) -> None:
     processed, _ = run(raw, validation_split="stratified", seed=3)
     images, labels = images_and_labels(101)

@@ -62,11 +62,13 @@ class Source(Record):
     """data/raw/source.json: describes the splits train and test.
 
     validation_images: how many of the last training images are the dataset's own validation split, if it has one.
+    together: where runs of training images start and stop that must be on the same side of the validation split.
     """
 
     dtype = "uint8"
 
     validation_images: int | None = Field(default=None, gt=0)
+    together: list[tuple[int, int]] | None = None
 
 
 class Statistics(Record):

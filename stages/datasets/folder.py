@@ -7,15 +7,16 @@ file order and from there into the splits in their final order, so that memory h
 import hashlib
 import math
 import os
+import re
 import sys
 import tempfile
-import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -25,13 +26,15 @@ from pydantic import Field, field_validator
 from tqdm import tqdm
 
 from stages.common import splits
+from stages.common.drawing import draw
 from stages.common.failure import StageError
 from stages.common.outputs import replacing, require_space
 from stages.common.params import Section
 from stages.common.pictures import Decoding, Unreadable, decode, grey_bits
 from stages.datasets import Dataset, Images
 from stages.datasets.filetree import FileTree, open_tree
-from stages.datasets.layout import Role, Table, arrange
+from stages.datasets.grouping import connected, group_keys
+from stages.datasets.layout import Role, Table, arrange, normal, relabeled
 
 UNREADABLE = Path("logs/unreadable-pictures.txt")
 BATCH = 16  # pictures that a thread decodes at a time
@@ -61,6 +64,8 @@ class Params(Section):
     test_fraction: float = Field(gt=0, lt=1)
     seed: int = Field(ge=0)
     skip_unreadable: bool
+    groups: list[str]  # regular expressions or CSV files; one can stand without a list
+    relabel: str  # a CSV file, or nothing
 
     @field_validator("pixels", mode="before")
     @classmethod
@@ -76,6 +81,21 @@ class Params(Section):
             raise ValueError(f"it should be 1 (grey) or 3 (RGB), found {channels}")
         return channels
 
+    @field_validator("groups", mode="before")
+    @classmethod
+    def _one_rule(cls, groups: Any) -> Any:
+        return [groups] if isinstance(groups, str) and groups else groups or []
+
+    @field_validator("groups")
+    @classmethod
+    def _regular_expressions(cls, groups: list[str]) -> list[str]:
+        for rule in groups:
+            try:
+                re.compile(rule)
+            except re.error as error:
+                raise ValueError(f"{rule!r} is not a regular expression ({error})") from None
+        return groups
+
     @field_validator("labels", mode="before")
     @classmethod
     def _file_only(cls, labels: Any) -> Any:
@@ -84,13 +104,18 @@ class Params(Section):
 
 @dataclass(frozen=True)
 class Picture:
-    """A decoded picture: name, split, label, the SHA-256 of its file, and its position in the pixel file."""
+    """A decoded picture: name, split, label, the SHA-256 of its file, and its position in the pixel file.
+
+    pixels: a digest of its decoded pixels; unit: pictures with the same one must be on the same side of a split.
+    """
 
     name: str
     split: Role
     label: int
     sha256: str
     position: int
+    pixels: bytes
+    unit: int
 
 
 @contextmanager
@@ -110,30 +135,42 @@ def load(params: Params, scratch: Path) -> Iterator[Dataset]:
     rules = Decoding(height=height, width=width, channels=params.channels, resize=params.resize)
     with tempfile.TemporaryFile(dir=scratch, buffering=0) as file:
         with closing(open_tree(Path(params.path))) as tree:
-            table, table_sha256 = _read_table(root, tree, params.labels)
+            table = _read_labels(root, tree, params.labels)
             layout = arrange(root, tree.names, exclude=params.exclude, val_as=params.val_as, table=table)
-            for note in layout.notes:
+            tables = [table] if table else []
+            if params.relabel:
+                corrections = _read_table(root, tree, params.relabel, "relabel")
+                layout = relabeled(root, layout, corrections)
+                tables.append(corrections)
+            groupings = [
+                _read_table(root, tree, rule, "groups") if rule.endswith(".csv") else rule
+                for rule in params.groups
+            ]
+            keys, group_notes = group_keys(root, list(layout.pictures), groupings)
+            for note in [*layout.notes, *group_notes]:
                 print(f"{root}: {note}", file=sys.stderr)
-            names = sorted(layout.pictures, key=lambda name: (_normal(name), name))
+            names = sorted(layout.pictures, key=lambda name: (normal(name), name))
             pixels = _PixelFile(file, (height, width, params.channels))
             require_space(scratch, 2 * len(names) * pixels.size)  # this file, and the splits
-            digests, reasons, rules = pixels.fill(root, tree, names, rules)
+            digests, copies, reasons, rules = pixels.fill(root, tree, names, rules)
         if reasons:
             unreadable = {names[index]: reason for index, reason in reasons.items()}
             _report_unreadable(root, unreadable, len(names), params.skip_unreadable)
         classes = tuple(sorted({label for _, label in layout.pictures.values()}))
         number = {name: label for label, name in enumerate(classes)}
+        units = connected([copies[index] or index, *keys[name]] for index, name in enumerate(names))
         pictures = [
-            Picture(_normal(name), split, number[label], digests[index], index)
+            Picture(normal(name), split, number[label], digests[index], index, copies[index], units[index])
             for index, name in enumerate(names)
             if index not in reasons
             for split, label in [layout.pictures[name]]
         ]
-        train, validation, test = _split(pictures, len(classes), params)
+        for note in _contradictions(pictures, classes):
+            print(f"{root}: warning: {note}", file=sys.stderr)
+        train, validation, test = _split(root, pictures, len(classes), params)
         _check_classes(root, classes, train, test)
         lines = [(picture.sha256, picture.name) for picture in pictures]
-        if table:
-            lines.append((table_sha256, _normal(table.name)))
+        lines += [(table.sha256, normal(table.name)) for table in tables]
         edition = f"pictures of your own: {len(pictures):,} files in {root}{'/' if Path(root).is_dir() else ''}"
         yield Dataset(
             name="folder",
@@ -143,29 +180,29 @@ def load(params: Params, scratch: Path) -> Iterator[Dataset]:
             train=pixels.images([*train, *validation], len(classes)),
             test=pixels.images(test, len(classes)),
             validation=len(validation),
+            together=() if validation else _together(train),
             decoding=rules,
         )
 
 
-def _normal(name: str) -> str:
-    """Return the name in Unicode's composed form: macOS stores é as e and an accent, others as one character."""
-    return unicodedata.normalize("NFC", name)
-
-
-def _read_table(root: str, tree: FileTree, labels: Labels) -> tuple[Table | None, str]:
+def _read_labels(root: str, tree: FileTree, labels: Labels) -> Table | None:
     if not labels.file:
-        return None, ""
-    if labels.file not in tree.names:
+        return None
+    columns = {"path": labels.path, "label": labels.label, "split": labels.split}
+    return replace(_read_table(root, tree, labels.file, "labels"), columns=columns)
+
+
+def _read_table(root: str, tree: FileTree, name: str, key: str) -> Table:
+    if name not in tree.names:
         tables = ", ".join([name for name in tree.names if name.lower().endswith(".csv")][:5]) or "none"
-        raise StageError(f"{root}/{labels.file}: no such file (dataset.folder.labels); CSV files there: {tables}")
-    with tree.open(labels.file) as file:
+        raise StageError(f"{root}/{name}: no such file (dataset.folder.{key}); CSV files there: {tables}")
+    with tree.open(name) as file:
         content = file.read()
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise StageError(f"{root}/{labels.file}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
-    columns = {"path": labels.path, "label": labels.label, "split": labels.split}
-    return Table(labels.file, text, columns), hashlib.sha256(content).hexdigest()
+        raise StageError(f"{root}/{name}: not UTF-8 at byte {error.start}; save it as UTF-8") from None
+    return Table(name, text, sha256=hashlib.sha256(content).hexdigest())
 
 
 class _PixelFile:
@@ -177,9 +214,9 @@ class _PixelFile:
 
     def fill(
         self, root: str, tree: FileTree, names: Sequence[str], rules: Decoding
-    ) -> tuple[list[str], dict[int, str], Decoding]:
-        """Decode all; return the SHA-256s, why some are unreadable, by position, and the final rules."""
-        results: list[tuple[str, int, str]] = []
+    ) -> tuple[list[str], list[bytes], dict[int, str], Decoding]:
+        """Decode all; return the digests of files and pixels, why some are unreadable, and the final rules."""
+        results: list[tuple[str, bytes, int, str]] = []
         bar = tqdm(total=len(names), desc="pictures", unit="", leave=False, disable=None)
         with bar, warnings.catch_warnings(action="ignore"):  # once for all threads: filters are global
             for batch in _in_threads(
@@ -191,21 +228,25 @@ class _PixelFile:
             ):
                 results += batch
                 bar.update(len(batch))
-            deep = [index for index, (_, bits, reason) in enumerate(results) if bits and not reason]
-            used = max((results[index][1] for index in deep), default=16)
+            deep = [index for index, (_, _, bits, reason) in enumerate(results) if bits and not reason]
+            used = max((results[index][2] for index in deep), default=16)
             if used < 16:
                 rules = rules.model_copy(update={"grey_bits": max(8, used)})
                 print(
                     f"{root}: 16-bit grey pictures use {used} bits; scaled from {rules.grey_bits} to 8 bits",
                     file=sys.stderr,
                 )
-                for _ in _in_threads(lambda index: self._add(tree, names[index], index, rules), deep):
-                    pass
-        reasons = {index: reason for index, (_, _, reason) in enumerate(results) if reason}
-        return [sha256 for sha256, _, _ in results], reasons, rules
+                again = _in_threads(lambda index: self._add(tree, names[index], index, rules), deep)
+                for index, result in zip(deep, again, strict=True):
+                    results[index] = result
+        reasons = {index: reason for index, (_, _, _, reason) in enumerate(results) if reason}
+        return [result[0] for result in results], [result[1] for result in results], reasons, rules
 
-    def _add(self, tree: FileTree, name: str, position: int, rules: Decoding) -> tuple[str, int, str]:
-        """Decode and store a picture; return its SHA-256, its `grey_bits`, and why it is unreadable, if it is."""
+    def _add(self, tree: FileTree, name: str, position: int, rules: Decoding) -> tuple[str, bytes, int, str]:
+        """Decode and store a picture.
+
+        Return the SHA-256 of the file, a digest of the pixels, its `grey_bits`, and why it is unreadable, if so.
+        """
         try:
             if not name.isprintable():
                 raise Unreadable("has an unprintable name; rename it")
@@ -218,9 +259,10 @@ class _PixelFile:
                 file.seek(0)
                 pixels = decode(file, rules)
         except Unreadable as reason:
-            return "", 0, str(reason)
-        os.pwrite(self._file.fileno(), pixels.tobytes(), position * self.size)
-        return sha256, bits, ""
+            return "", b"", 0, str(reason)
+        content = pixels.tobytes()
+        os.pwrite(self._file.fileno(), content, position * self.size)
+        return sha256, hashlib.blake2b(content, digest_size=16).digest(), bits, ""
 
     def images(self, pictures: Sequence[Picture], classes: int) -> Images:
         """Return the pictures as a split, in this order."""
@@ -228,7 +270,8 @@ class _PixelFile:
         labels = np.array(numbers, np.uint8) if classes <= 256 else np.array(numbers, np.uint16)
         rows = _Rows(self._file, self._shape, np.array([picture.position for picture in pictures], np.int64))
         array = splits.ChunkedArray((len(pictures), *self._shape), np.dtype(np.uint8), rows)
-        return Images(array, labels, official=len(pictures))
+        names = [picture.name for picture in pictures]
+        return Images(array, labels, official=len(pictures), names=names)
 
 
 @dataclass(frozen=True)
@@ -276,27 +319,65 @@ def _report_unreadable(root: str, reasons: dict[str, str], total: int, skip: boo
     print(f"{root}: skipped: {summary}", file=sys.stderr)
 
 
+def _contradictions(pictures: Sequence[Picture], classes: Sequence[str]) -> Iterator[str]:
+    """Yield a note if identical pictures have several labels."""
+    first: dict[bytes, Picture] = {}
+    pairs = {}
+    for picture in pictures:
+        other = first.setdefault(picture.pixels, picture)
+        if other.label != picture.label:
+            pairs[picture.pixels] = (other, picture)
+    for other, picture in list(pairs.values())[:1]:
+        yield (
+            f"identical pictures have several labels ({len(pairs):,} sets), such as {other.name} "
+            f"({classes[other.label]}) and {picture.name} ({classes[picture.label]}); correct them with "
+            "dataset.folder.relabel"
+        )
+
+
 def _split(
-    pictures: Sequence[Picture], classes: int, params: Params
+    root: str, pictures: Sequence[Picture], classes: int, params: Params
 ) -> tuple[list[Picture], list[Picture], list[Picture]]:
     """Return train, validation and test, in their final order.
 
-    If there is no test split, it gets `test_fraction` of each class, but at least one picture and not all of them.
+    If there is no test split, it gets about `test_fraction` of each class, but at least one picture and not all of
+    them. Units are not separated. In given splits, the test split has precedence over validation, and validation
+    over training: a unit's pictures in the others are left out.
     """
-    ordered = sorted(pictures, key=lambda picture: _rank(picture, params.seed))
+    units: dict[int, list[Picture]] = {}
+    for picture in sorted(pictures, key=lambda picture: _rank(picture, params.seed)):
+        units.setdefault(picture.unit, []).append(picture)
     by_split: dict[Role, list[Picture]] = {"train": [], "validation": [], "test": [], "": []}
-    for picture in ordered:
-        by_split[picture.split].append(picture)
-    of_class: list[list[Picture]] = [[] for _ in range(classes)]
-    for picture in by_split[""]:
-        of_class[picture.label].append(picture)
-    drawn = set()
-    for chosen in of_class:
-        count = max(1, min(round(len(chosen) * params.test_fraction), len(chosen) - 1))
-        drawn |= {picture.position for picture in chosen[:count]}
-    for picture in by_split[""]:
-        by_split["test" if picture.position in drawn else "train"].append(picture)
+    left_out = []
+    for unit in units.values():
+        present = {picture.split for picture in unit}
+        kept = next(split for split in ("test", "validation", "train", "") if split in present)
+        by_split[kept] += [picture for picture in unit if picture.split == kept]
+        left_out += [picture for picture in unit if picture.split != kept]
+    if left_out:
+        print(
+            f"{root}: left out {len(left_out):,} pictures that have the same pixels as a picture held out for "
+            f"testing or validation, or are in the same group, such as {left_out[0].name}",
+            file=sys.stderr,
+        )
+    undecided = [unit for unit in units.values() if not unit[0].split]
+    totals = np.bincount([picture.label for picture in by_split[""]], minlength=classes).tolist()
+    quotas = [max(1, min(round(total * params.test_fraction), total - 1)) for total in totals]
+    drawn = draw([[picture.label for picture in unit] for unit in undecided], quotas, totals)
+    for position, unit in enumerate(undecided):
+        by_split["test" if position in drawn else "train"] += unit
     return by_split["train"], by_split["validation"], by_split["test"]
+
+
+def _together(pictures: Sequence[Picture]) -> tuple[tuple[int, int], ...]:
+    """Return where units of several pictures start and stop."""
+    runs, start = [], 0
+    for _, unit in groupby(pictures, key=lambda picture: picture.unit):
+        stop = start + sum(1 for _ in unit)
+        if stop - start > 1:
+            runs.append((start, stop))
+        start = stop
+    return tuple(runs)
 
 
 def _rank(picture: Picture, seed: int) -> tuple[str, str]:

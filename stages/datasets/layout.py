@@ -9,13 +9,14 @@ Every file is accounted for: it is a picture of the result, without a label, or 
 """
 
 import csv
+import difflib
 import fnmatch
 import io
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from stages.common.failure import StageError
@@ -59,11 +60,12 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Table:
-    """A CSV file of labels: its name and text, and the names of its columns where they are given."""
+    """A CSV file: its name, text and SHA-256, and the names of its columns where they are given."""
 
     name: str
     text: str
     columns: Mapping[str, str | None] = field(default_factory=dict)
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def arrange(
     ignored: dict[str, str] = {}
     paths: dict[str, tuple[str, ...]] = {}
     for name in names:
-        parts = tuple(unicodedata.normalize("NFC", name).split("/"))
+        parts = tuple(normal(name).split("/"))
         if reason := _reason_to_ignore(parts, exclude):
             ignored[name] = reason
         else:
@@ -227,6 +229,58 @@ def _from_table(root: str, paths: dict[str, tuple[str, ...]], table: Table, igno
         raise StageError(f"{missing[0]} is not a picture in {root}/{more}; correct or remove these rows")
     ignored |= {name: f"not in {table.name}" for name in paths if name not in found}
     return found
+
+
+def rows(
+    root: str, names: Iterable[str], table: Table, wanted: Sequence[str]
+) -> list[tuple[str, str, dict[str, str]]]:
+    """Return for each row of a table where it is, the name of its picture, and its texts in the columns `wanted`.
+
+    The column of pictures is named path. Raises `StageError` for a missing column, a path that is no picture or
+    several, and a second row for a picture.
+    """
+    where = f"{root}/{table.name}"
+    reader = csv.DictReader(io.StringIO(table.text))
+    if missing := [name for name in ("path", *wanted) if name not in (reader.fieldnames or ())]:
+        raise StageError(f"{where}: no column {missing[0]!r}; expected path,{','.join(wanted)}")
+    find = _finder({name: tuple(normal(name).split("/")) for name in names}, table.name.rpartition("/")[0])
+    found: dict[str, tuple[str, str, dict[str, str]]] = {}
+    for row in reader:
+        line, written = f"{where}:{reader.line_num}", (row["path"] or "").strip()
+        matches = find(written)
+        if len(matches) != 1:
+            problem = f"the name of {len(matches)} pictures" if matches else f"not a picture in {root}/"
+            raise StageError(f"{line}: {written!r} is {problem}; correct or remove this row")
+        name = matches.pop()
+        if name in found:
+            raise StageError(f"{line}: {written!r} has an earlier row; remove one")
+        found[name] = (line, name, {column: (row[column] or "").strip() for column in wanted})
+    return list(found.values())
+
+
+def relabeled(root: str, layout: Layout, table: Table) -> Layout:
+    """Return the layout with the labels of a table with the columns path and label; the label drop: left out."""
+    pictures = dict(layout.pictures)
+    classes = {label for _, label in pictures.values()}
+    changed = dropped = 0
+    for line, name, row in rows(root, pictures, table, ["label"]):
+        split, old = pictures[name]
+        if row["label"] == "drop":
+            del pictures[name]
+            dropped += 1
+        elif row["label"] not in classes:
+            close = difflib.get_close_matches(row["label"], classes, 1, 0)
+            raise StageError(f"{line}: {row['label']!r} is neither a class nor drop; did you mean {close[0]!r}?")
+        elif row["label"] != old:
+            pictures[name] = (split, row["label"])
+            changed += 1
+    note = f"{table.name} changes the labels of {changed:,} pictures and leaves out {dropped:,}"
+    return replace(layout, pictures=pictures, notes=[*layout.notes, note])
+
+
+def normal(name: str) -> str:
+    """Return the name in Unicode's composed form: macOS stores é as e and an accent, others as one character."""
+    return unicodedata.normalize("NFC", name)
 
 
 def _finder(paths: dict[str, tuple[str, ...]], folder: str) -> Callable[[str], set[str]]:

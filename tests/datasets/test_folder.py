@@ -1,7 +1,9 @@
 """stages/datasets/folder.py: the splits that become of a folder of pictures, or of an archive of one."""
 
+import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image
 
 from stages.common.failure import StageError
 from stages.datasets import Dataset, folder
@@ -36,18 +39,18 @@ def write(name: str, content: bytes = SMALL["PNG"]) -> Path:
     return path
 
 
-def write_shades(part: str = "", count: int = 10) -> list[Path]:
-    """Write pictures, all different: cats are shades of red, dogs are shades of blue."""
+def write_shades(part: str = "", count: int = 10, first: int = 0) -> list[Path]:
+    """Write pictures, all different: cats are shades of red, dogs are shades of blue, from bright to dark."""
     return [
         write(f"{part}{name}/{shade}.png", encoded(flat("RGB", color)))
-        for shade in range(count)
+        for shade in range(first, first + count)
         for name, color in (("cat", (255 - shade, 0, 0)), ("dog", (0, 0, 255 - shade)))
     ]
 
 
 def load(**changes: Any) -> Dataset:
     values = {"pixels": 4, "channels": 3, "resize": "stretch", "labels": "", "exclude": [], "val_as": "test"}
-    values |= {"test_fraction": 0.2, "seed": 7, "skip_unreadable": False}
+    values |= {"test_fraction": 0.2, "seed": 7, "skip_unreadable": False, "groups": [], "relabel": ""}
     with folder.load(folder.Params.model_validate(values | changes), Path()) as dataset:
         train, test = (replace(split, images=array(split.images)) for split in (dataset.train, dataset.test))
     return replace(dataset, train=train, test=test)
@@ -93,7 +96,7 @@ def test_each_class_has_a_picture_in_both_splits_whatever_the_fraction(
 
 
 def test_train_and_test_are_kept_as_they_are(repository: Path) -> None:
-    write_shades("train/", count=5)
+    write_shades("train/", count=5, first=3)
     write_shades("test/", count=3)
     dataset = load()
     assert (len(dataset.train.labels), len(dataset.test.labels)) == (10, 6)
@@ -287,7 +290,7 @@ WRONG_FOLDERS: dict[str, tuple[Callable[[], object], str]] = {
     "none": (lambda: None, "pictures: no such folder or archive; set dataset.folder.path"),
     "an empty file": (lambda: Path("pictures").touch(), r"pictures: not a folder, \.zip or uncompressed \.tar"),
     "one picture in a class": (
-        lambda: (write_shades(), write("emu/1.png")),
+        lambda: (write_shades(), write("emu/1.png", encoded(flat("RGB", (9, 9, 9))))),
         "no readable training pictures of emu; add some, or exclude the class",
     ),
     "a linked class": (link_a_class, "pictures/cat: a link to a folder, in which DVC sees no changes"),
@@ -322,15 +325,15 @@ def test_labels_have_as_many_bytes_as_the_classes_need(repository: Path, classes
 
 def test_reading_twice_gives_the_same_bytes(repository: Path) -> None:
     for name in ("china.jpg", "flower.jpg"):
-        for copy in range(2):
-            write(f"{name[:-4]}/{copy}.jpg", photograph(name) + bytes(copy))
+        write(f"{name[:-4]}/1.jpg", photograph(name))
+        write(f"{name[:-4]}/2.jpg", encoded(Image.open(io.BytesIO(photograph(name))).rotate(180)))
     first, second = load(pixels=[24, 32]), load(pixels=[24, 32])
     assert contents(first) == contents(second)
 
 
 def test_val_is_the_end_of_the_training_images(repository: Path) -> None:
-    for part, count in (("train/", 5), ("val/", 3), ("test/", 2)):
-        write_shades(part, count)
+    for part, count, first in (("train/", 5, 0), ("val/", 3, 5), ("test/", 2, 8)):
+        write_shades(part, count, first)
     write("val/cat/unlike.png", encoded(flat("RGB", (9, 9, 9))))
     dataset = load()
     assert (dataset.validation, len(dataset.train.labels), len(dataset.test.labels)) == (7, 17, 4)
@@ -453,3 +456,130 @@ def test_memory_does_not_grow_with_the_number_of_pictures(repository: Path) -> N
     assert int(done.stdout) < 60_000  # kB
     assert json.loads(Path("raw/source.json").read_text())["decoding"]["resize"] == "stretch"
     assert {path.name for path in Path("raw").iterdir()} == {".lock", "source.json", "test.npz", "train.npz"}
+
+
+def names(dataset: Dataset) -> tuple[set[str], set[str]]:
+    return set(dataset.train.names), set(dataset.test.names)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_copies_under_other_names_and_encodings_are_on_one_side(repository: Path, seed: int) -> None:
+    write_shades(count=20)
+    for shade in range(8):
+        for suffix in ("bmp", "webp"):
+            color = flat("RGB", (255 - shade, 0, 0))
+            write(f"cat/copy-{shade}.{suffix}", encoded(color, suffix.upper(), lossless=True))
+    dataset = load(seed=seed)
+    train, test = names(dataset)
+    assert len(train) + len(test) == 56
+    assert test
+    for shade in range(8):
+        copies = {f"cat/{shade}.png", f"cat/copy-{shade}.bmp", f"cat/copy-{shade}.webp"}
+        assert copies <= train or copies <= test
+    pixels = [{image.tobytes() for image in split.images} for split in (dataset.train, dataset.test)]
+    assert not pixels[0] & pixels[1]
+
+
+def test_of_given_splits_the_test_split_is_kept_and_its_copies_leave_training(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shades("train/", count=10)
+    write_shades("test/", count=3)
+    train, test = names(load())
+    assert (len(train), len(test)) == (14, 6)
+    assert not {name.removeprefix("train/") for name in train} & {name.removeprefix("test/") for name in test}
+    assert "left out 6 pictures that have the same pixels as a picture held out" in capsys.readouterr().err
+
+
+def test_identical_pictures_with_two_labels_are_a_warning(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shades()
+    write("dog/a-cat.png", encoded(flat("RGB", (255, 0, 0))))
+    load()
+    expected = "identical pictures have several labels (1 sets), such as cat/0.png (cat) and dog/a-cat.png (dog)"
+    assert expected in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("rule", [r"patient(\d+)", "groups.csv"])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_group_is_never_on_both_sides_and_the_fraction_is_about_right(
+    repository: Path, rule: str, seed: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["path,group"]
+    for shade in range(60):
+        for name, color in (("cat", (255 - shade, 0, 0)), ("dog", (0, 0, 255 - shade))):
+            write(f"{name}/patient{shade % 15}-{shade}.png", encoded(flat("RGB", color)))
+            rows.append(f"{name}/patient{shade % 15}-{shade}.png,{shade % 15}")
+    write("groups.csv", "\n".join(rows).encode())
+    dataset = load(groups=rule, seed=seed)
+    train, test = ({name.partition("patient")[2].partition("-")[0] for name in part} for part in names(dataset))
+    assert not train & test
+    assert 20 <= len(dataset.test.labels) <= 28
+    assert "puts 120 pictures into 15 groups" in capsys.readouterr().err
+
+
+def test_runs_of_training_images_that_validation_must_not_separate_are_named(repository: Path) -> None:
+    write_shades(count=20)
+    dataset = load(groups=[r"/(\d)\d?\.png"])  # by the first digit of the shade
+    digits = [Path(name).stem[0] for name in dataset.train.names]
+    for start, stop in dataset.together:
+        assert len(set(digits[start:stop])) == 1
+    assert sum(stop - start for start, stop in dataset.together) == len(digits)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ("none-(.)", "'none-(.)' matches none of the pictures in pictures; correct it"),
+        ("none.csv", "pictures/none.csv: no such file (dataset.folder.groups); CSV files there: groups.csv"),
+        (
+            "groups.csv",
+            "pictures/groups.csv:2: 'emu.png' is not a picture in pictures/; correct or remove this row",
+        ),
+    ],
+)
+def test_a_rule_that_groups_nothing_is_an_error(repository: Path, groups: str, message: str) -> None:
+    write_shades()
+    write("groups.csv", b"path,group\nemu.png,1\n")
+    with pytest.raises(StageError, match=re.escape(message)):
+        load(groups=groups)
+
+
+def test_a_rule_that_is_no_regular_expression_is_refused() -> None:
+    with pytest.raises(ValueError, match="is not a regular expression"):
+        load(groups="(")
+
+
+def test_a_table_of_corrections_changes_labels_and_drops_pictures(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shades()
+    before = load()
+    write("fixes.csv", b"path,label\ncat/1.png,dog\ncat/2.png,drop\ncat/3.png,cat\n")
+    after = load(relabel="fixes.csv")
+    found = dict(zip(after.train.names, after.train.labels, strict=True))
+    found |= dict(zip(after.test.names, after.test.labels, strict=True))
+    assert (found["cat/1.png"], found["cat/3.png"], len(found)) == (1, 0, 19)
+    assert "cat/2.png" not in found
+    assert after.sha256 != before.sha256
+    assert "fixes.csv changes the labels of 1 pictures and leaves out 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,class\n", "pictures/fixes.csv: no column 'label'; expected path,label"),
+        (
+            "path,label\ncat/1.png,dgo\n",
+            "pictures/fixes.csv:2: 'dgo' is neither a class nor drop; did you mean 'dog'?",
+        ),
+        ("path,label\ncat/1.png,dog\ncat/1.png,cat\n", "pictures/fixes.csv:3: 'cat/1.png' has an earlier row"),
+        ("path,label\n1.png,dog\n", "pictures/fixes.csv:2: '1.png' is the name of 2 pictures"),
+    ],
+)
+def test_a_wrong_table_of_corrections_names_file_and_line(repository: Path, content: str, message: str) -> None:
+    write_shades()
+    write("fixes.csv", content.encode())
+    with pytest.raises(StageError, match=re.escape(message)):
+        load(relabel="fixes.csv")
