@@ -19,7 +19,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PARAMS = "preprocess: {scaling: unit, validation_fraction: 0.2, validation_split: last, seed: 0}\n"
+PARAMS = (
+    "preprocess: {scaling: unit, validation_fraction: 0.2, validation_split: last, seed: 0, storage: float32}\n"
+)
 
 MAKE_RAW = """
 import json, sys

@@ -21,10 +21,12 @@ from stages.common.params import load
 from stages.common.records import Statistics, read_record, read_split
 from stages.model import runtime
 from stages.model.networks import build_model, load_network
+from stages.model.networks import remarks as network_remarks
 from stages.model.pretrained import PretrainedParams, check_scaling, fetch_weights, weights_origin
 from stages.model.runtime import RuntimeParams
 from stages.training.augmentation import check_image_size
-from stages.training.balance import as_vector, class_weights, remarks
+from stages.training.balance import as_vector, class_weights
+from stages.training.balance import remarks as class_remarks
 from stages.training.optimization import notes
 from stages.training.params import TrainParams
 from stages.training.start import load_earlier, take_weights
@@ -69,7 +71,12 @@ def main(arguments: Sequence[str]) -> None:
             origin = take_weights(model, earlier, statistics, params.continue_)
             first = origin.epochs
         if cluster.chief:
-            for note in [*remarks(params, statistics.classes, counts), *notes(params, params.epochs)]:
+            sentences = [
+                *class_remarks(params, statistics.classes, counts),
+                *network_remarks(model_params, model),
+                *notes(params, params.epochs),
+            ]
+            for note in sentences:
                 print(f"train: {note}", file=sys.stderr)
             # The model, and two checkpoints of at most five times as much (the weights, the best ones, the slow
             # ones, Adam's two moments), each written aside before it is moved.

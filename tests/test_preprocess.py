@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from stages import preprocess
 from stages.common import splits
 from stages.common.failure import StageError
-from stages.common.records import Source, read_record, read_split
+from stages.common.records import Source, Statistics, read_record, read_split
 from stages.preprocess import PreprocessParams, choose_validation
 from tests.project import ROOT
 
@@ -25,6 +25,7 @@ PARAMS: dict[str, Any] = {
     "validation_fraction": 0.2,
     "validation_split": "last",
     "seed": 0,
+    "storage": "float32",
 }
 Raw = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -102,6 +103,23 @@ def test_mean_and_deviation_are_exact(scaling: str, raw: Path) -> None:
         variance = sum((pixel - mean) ** 2 for pixel in pixels) / len(pixels)
         assert statistics["mean"][channel] == float(mean)
         assert math.isclose(statistics["std"][channel], math.sqrt(variance), rel_tol=1e-15)
+
+
+@pytest.mark.parametrize("scaling", ["unit", "standardize"])
+def test_images_stored_as_uint8_are_read_with_the_same_bytes(raw: Path, scaling: str) -> None:
+    expected, _ = run(raw, scaling=scaling)
+    stored, _ = run(raw, scaling=scaling, storage="uint8")
+    folder = raw.parent / "processed"
+    statistics = read_record(folder / "statistics.json", Statistics)
+    order = np.array([3, 0, 7, 7])
+    for name, split in expected.items():
+        found = read_split(folder, name, statistics)
+        assert stored[name].images.dtype == np.uint8
+        assert found.images.dtype == np.float32
+        assert np.asarray(found.images[:, :, ::-1]).tobytes() == split.images[:, :, ::-1].tobytes()
+        for ours, theirs in zip(found.take(order), split.take(order), strict=True):
+            np.testing.assert_array_equal(ours, theirs, strict=True)
+        assert found.labels.tobytes() == split.labels.tobytes()
 
 
 def test_labels_are_one_hot(raw: Path) -> None:
@@ -309,7 +327,9 @@ def test_a_constant_channel_cannot_be_standardized(tmp_path: Path) -> None:
     images, labels = images_and_labels(101)
     images[:80, ..., 1] = 7
     raw = write_raw(tmp_path / "raw", (images, labels), images_and_labels(20))
-    _refused(raw, r"preprocess\.scaling: channel 1 is constant .*use: unit", scaling="standardize")
+    for storage in ("float32", "uint8"):
+        message = r"preprocess\.scaling: channel 1 is constant .*use: unit"
+        _refused(raw, message, scaling="standardize", storage=storage)
 
 
 def child(code: str, raw: Path) -> subprocess.CompletedProcess[str]:

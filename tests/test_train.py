@@ -90,6 +90,23 @@ def test_another_process_writes_the_same_bytes(project: Project, undisturbed: di
     assert outputs(project) == undisturbed
 
 
+def test_splits_stored_as_uint8_give_the_same_model_and_predictions(
+    project: Project, undisturbed: dict[str, bytes]
+) -> None:
+    processed = project.folder / "data/processed/train.npz"
+    size, predictions = processed.stat().st_size, []
+    for storage in ("uint8", "float32"):
+        project.choose("preprocess.storage", storage)
+        project.run(sys.executable, "-m", "stages.preprocess")
+        if storage == "uint8":
+            assert processed.stat().st_size < size / 2  # the labels stay float32
+            project.run(*COMMAND)
+            assert outputs(project) == undisturbed
+        project.run(sys.executable, "-m", "stages.evaluate")
+        predictions.append((project.folder / "data/predictions.csv").read_bytes())
+    assert predictions[0] == predictions[1]
+
+
 def test_a_run_killed_twice_ends_in_the_same_bytes(project: Project, undisturbed: dict[str, bytes]) -> None:
     moments = random.Random(0)
     for epoch in (0, 14):  # of 30: by progress, as by time a quick machine would be done before

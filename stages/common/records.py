@@ -1,13 +1,16 @@
 """The JSON records that a stage writes beside its splits; the next stage checks the splits against them."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from stages.common.failure import StageError
 from stages.common.pictures import Decoding
+from stages.common.scaling import ByChannel, ScaledImages
 from stages.common.splits import Split, damaged, read
 
 R = TypeVar("R", bound=BaseModel)
@@ -43,13 +46,16 @@ class Record(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    dtype: ClassVar[str]  # of the images
-
     schema_version: Literal[1] = 1
     dataset: DatasetRecord
     classes: list[str]
     decoding: Decoding | None = None  # of datasets that are picture files
     splits: dict[str, SplitRecord]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the images in the files."""
+        return "uint8"
 
     @property
     def picture_rules(self) -> Decoding:
@@ -65,8 +71,6 @@ class Source(Record):
     together: where runs of training images start and stop that must be on the same side of the validation split.
     """
 
-    dtype = "uint8"
-
     validation_images: int | None = Field(default=None, gt=0)
     together: list[tuple[int, int]] | None = None
 
@@ -74,14 +78,24 @@ class Source(Record):
 class Statistics(Record):
     """data/processed/statistics.json: describes the splits train, validation and test, and their scaling.
 
-    mean and std: of each channel of the training split, of pixel / 255.
+    mean and std: of each channel of the training split, of pixel / 255. storage: uint8 if the images in the files
+    are not scaled yet.
     """
-
-    dtype = "float32"
 
     scaling: str
     mean: list[float]
     std: list[float]
+    storage: Literal["uint8"] | None = None
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the images in the files."""
+        return self.storage or "float32"
+
+    @property
+    def by_channel(self) -> ByChannel | None:
+        """What `scaling.scale` takes."""
+        return (self.mean, self.std) if self.scaling == "standardize" else None
 
 
 class Origin(BaseModel):
@@ -147,8 +161,8 @@ def require_same_data(model: ModelRecord, statistics: Statistics) -> None:
 def read_split(folder: Path, name: str, record: Record) -> Split:
     """Return the split `name` of `folder`; raises `StageError` when it does not match its record.
 
-    The digest covers every byte. Labels and class counts are checked too, because a bug in the stage before would
-    write a digest that matches.
+    The images of a processed split are float32, however they are stored. The digest covers every byte. Labels and
+    class counts are checked too, because a bug in the stage before would write a digest that matches.
     """
     path = folder / f"{name}.npz"
     if name not in record.splits:
@@ -167,4 +181,7 @@ def read_split(folder: Path, name: str, record: Record) -> Split:
     counts = np.bincount(labels, minlength=classes).tolist()
     if counts != expected.class_counts:
         raise damaged(path, f"expected class counts {expected.class_counts}, found {counts}")
+    if isinstance(record, Statistics) and record.storage:
+        # Not an array, but all that is done with the images of processed splits works with it.
+        return replace(split, images=cast("NDArray[Any]", ScaledImages(split.images, record.by_channel)))
     return split

@@ -1,13 +1,27 @@
 """Scales uint8 pixels to the network's float32 input, and computes the channel statistics for that."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from stages.common.failure import StageError
 from stages.common.splits import Split
+
+ByChannel = tuple[Sequence[float], Sequence[float]]  # the mean and standard deviation of each channel
+
+
+def check_variation(std: Sequence[float]) -> None:
+    """Raise `StageError` when the standard deviation of a channel is zero in float32."""
+    if not np.asarray(std, np.float32).all():
+        raise StageError(
+            f"preprocess.scaling: channel {np.argmin(std)} is constant in the training images and cannot be "
+            "standardized; use: unit"
+        )
 
 
 def channel_statistics(split: Split, indices: NDArray[np.int64]) -> tuple[list[float], list[float]]:
@@ -31,20 +45,48 @@ def channel_statistics(split: Split, indices: NDArray[np.int64]) -> tuple[list[f
     return mean, std
 
 
-def scale(
-    chunks: Iterable[NDArray[np.uint8]], by_channel: tuple[Sequence[float], Sequence[float]] | None
-) -> Iterator[NDArray[np.float32]]:
+class ScaledImages:
+    """Images that are stored as uint8 and scaled when they are used. Indexing gives `ScaledImages` again.
+
+    `np.asarray` returns float32 of the same shape, with the same bytes as images that were scaled before storing:
+    each value depends only on its pixel.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, pixels: NDArray[np.uint8], by_channel: ByChannel | None) -> None:
+        """Take pixels, uint8 (..., C), and what `scale` takes."""
+        self._pixels, self._by_channel = pixels, by_channel
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the pixels."""
+        return self._pixels.shape
+
+    @property
+    def nbytes(self) -> int:
+        """The number of bytes as stored."""
+        return self._pixels.nbytes
+
+    def __len__(self) -> int:
+        """Return the length of the first axis."""
+        return len(self._pixels)
+
+    def __getitem__(self, key: Any) -> ScaledImages:
+        """Return what `key` selects; nothing is scaled yet."""
+        return ScaledImages(self._pixels[key], self._by_channel)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """Return the scaled images, for NumPy's functions."""
+        return next(scale([self._pixels], self._by_channel)).astype(dtype or self.dtype, copy=False)
+
+
+def scale(chunks: Iterable[NDArray[np.uint8]], by_channel: ByChannel | None) -> Iterator[NDArray[np.float32]]:
     """Yield uint8 (n, H, W, C) chunks as float32: x / 255, then, given (mean, std), (x - mean) / std.
 
-    Each step is one float32 operation, which IEEE 754 rounds identically on every machine. Raises `StageError`
-    when a standard deviation is zero.
+    Each step is one float32 operation, which IEEE 754 rounds identically on every machine.
     """
     mean, std = (np.asarray(values, np.float32) for values in by_channel or ((0,), (1,)))
-    if not std.all():
-        raise StageError(
-            f"preprocess.scaling: channel {std.argmin()} is constant in the training images and cannot be "
-            "standardized; use: unit"
-        )
     for chunk in chunks:
         scaled = np.divide(chunk, np.float32(255), dtype=np.float32)
         if by_channel:

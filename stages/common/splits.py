@@ -32,7 +32,7 @@ from stages.common.outputs import replacing
 
 MEMBERS = ("images.npy", "labels.npy")
 # The dtype and number of dimensions of the images, then of the labels: class numbers or one-hot vectors.
-LAYOUTS = {("|u1", 4, "|u1", 1), ("|u1", 4, "<u2", 1), ("<f4", 4, "<f4", 2)}
+LAYOUTS = {("|u1", 4, "|u1", 1), ("|u1", 4, "<u2", 1), ("|u1", 4, "<f4", 2), ("<f4", 4, "<f4", 2)}
 CHUNK = 1 << 18  # bytes: large enough for few calls; four times as much, as float32, still fits a core's cache
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector register
 
@@ -73,14 +73,14 @@ class Split:
         """Yield copies of the images at `indices` in chunks of about `CHUNK` bytes and at most 2**16 images."""
         step = min(2**16, max(1, CHUNK // self.images[0].nbytes))
         for start in range(0, len(indices), step):
-            chunk = self.images[indices[start : start + step]]
+            chunk = np.asarray(self.images[indices[start : start + step]])
             self._release()
             yield chunk
 
     def take(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return copies of the images and labels at `indices`, int64 (n,), in any order."""
         self._prefetch(indices)
-        taken = self.images[indices], self.labels[indices]
+        taken = np.asarray(self.images[indices]), self.labels[indices]
         self._release()
         return taken
 

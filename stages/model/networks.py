@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 # The side of the patches that the fast network's first layer whitens.
 PATCH = 2
+HUGE = 20_000_000  # weights of a dense layer: ten times those of the tutorial's
 
 
 Filters = Annotated[int, Field(ge=1, le=2**16)]
@@ -46,6 +47,8 @@ class TutorialParams(NetworkParams):
     blocks: list[Block]
     kernel: int = Field(ge=1)
     padding: Literal["same", "valid"]
+    # average: the mean of each filter over the picture, so the size of the network does not depend on it.
+    head: Literal["flatten", "average"]
     dense: list[Annotated[int, Field(ge=1)]]  # units of each hidden layer
     dropout: float = Field(ge=0, lt=1)  # after each hidden layer
 
@@ -110,6 +113,22 @@ def build_model(
     return _tutorial(params, shape, classes)
 
 
+def remarks(params: ModelParams, model: keras.Model) -> list[str]:
+    """Return a line for a dense layer with more than `HUGE` weights, and the keys that make it smaller."""
+    from keras import layers
+
+    if not isinstance(params, TutorialParams) or params.head == "average":
+        return []
+    sizes = {layer.name: layer.count_params() for layer in model.layers if isinstance(layer, layers.Dense)}
+    name = max(sizes, key=lambda key: sizes[key])
+    if sizes[name] <= HUGE:
+        return []
+    return [
+        f"layer {name} has {sizes[name] / 1e6:,.0f} million of the network's {model.count_params() / 1e6:,.0f} "
+        "million weights, because the images are large; model.head: average needs few"
+    ]
+
+
 def check_smaller(params: ModelParams, shape: tuple[int, int, int], smaller: tuple[int, int, int]) -> None:
     """Raise `StageError` unless a network for images of `shape` also accepts `smaller` ones (`train.scales`)."""
     if smaller == shape:
@@ -143,7 +162,10 @@ def _tutorial(params: TutorialParams, shape: tuple[int, int, int], classes: int)
             model.add(layers.MaxPooling2D(block.pool, name=f"block{number}_pool"))
         if block.dropout:
             model.add(layers.Dropout(block.dropout, name=f"block{number}_dropout"))
-    model.add(layers.Flatten(name="flatten"))
+    if params.head == "average":
+        model.add(layers.GlobalAveragePooling2D(name="average"))
+    else:
+        model.add(layers.Flatten(name="flatten"))
     for number, units in enumerate(params.dense, start=1):
         model.add(layers.Dense(units, activation=params.activation, name=f"dense{number}"))
         if params.dropout:

@@ -24,6 +24,7 @@ def model() -> keras.Model:
         kernel=3,
         padding="same",
         activation="relu",
+        head="flatten",
         dense=[8],
         dropout=0.5,
     )

@@ -12,7 +12,15 @@ import pytest
 from stages.common.failure import StageError
 from stages.model.archive import save_model
 from stages.model.initialization import whitening
-from stages.model.networks import Block, FastParams, TutorialParams, build_model, check_smaller, load_network
+from stages.model.networks import (
+    Block,
+    FastParams,
+    TutorialParams,
+    build_model,
+    check_smaller,
+    load_network,
+    remarks,
+)
 from stages.training.fused_batch_norm import fuse_batch_norm
 
 pytestmark = pytest.mark.usefixtures("started")
@@ -26,6 +34,7 @@ TUTORIAL = TutorialParams(
     kernel=3,
     padding="same",
     activation="relu",
+    head="flatten",
     dense=[512],
     dropout=0.5,
 )
@@ -235,8 +244,8 @@ def test_blocks_that_just_fit_are_built(changes: dict[str, Any], shape: tuple[in
 def test_a_dense_layer_without_units_is_refused_by_key(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text(
-        "model: {network: tutorial, blocks: [], kernel: 3, padding: same, activation: relu, dense: [512, 0], "
-        "dropout: 0.5}"
+        "model: {network: tutorial, blocks: [], kernel: 3, padding: same, activation: relu, "
+        "head: flatten, dense: [512, 0], dropout: 0.5}"
     )
     with pytest.raises(
         StageError, match=r"params\.yaml:1: model\.dense\[1\]: .*greater than or equal to 1, found 0"
@@ -263,3 +272,19 @@ def test_mistakes_in_the_keys_of_the_pretrained_network_are_named(
     path.write_text(f"model: {section}", encoding="utf-8")
     with pytest.raises(StageError, match=message):
         load_network(path)
+
+
+def test_with_the_head_average_the_size_of_the_network_does_not_depend_on_that_of_the_images() -> None:
+    params = SMALL.model_copy(update={"head": "average"})
+    small, large = (build_model(params, (side, side, 3), 5).count_params() for side in (8, 64))
+    assert small == large < build_model(SMALL, (64, 64, 3), 5).count_params()
+
+
+def test_a_huge_dense_layer_is_reported_with_the_key_to_change() -> None:
+    large = SMALL.model_copy(update={"dense": [2500]})  # 48 * 48 * 4 * 2500 weights
+    (line,) = remarks(large, build_model(large, (96, 96, 3), 5))
+    assert line.startswith("layer dense1 has 23 million of the network's 23 million weights")
+    assert line.endswith("model.head: average needs few")
+    averaged = large.model_copy(update={"head": "average"})
+    assert not remarks(averaged, build_model(averaged, (96, 96, 3), 5))
+    assert not remarks(SMALL, build_model(SMALL, (8, 8, 3), 5))

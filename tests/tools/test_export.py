@@ -45,6 +45,7 @@ NETWORKS: dict[str, ModelParams] = {
         kernel=3,
         padding="same",
         activation="relu",
+        head="flatten",
         dense=[8],
         dropout=0.9,
     ),

@@ -60,7 +60,14 @@ def build(dropout: float = 0.3) -> keras.Model:
     keras.utils.set_random_seed(5)
     blocks = [Block(filters=4, layers=1, pool=2, dropout=dropout)]
     params = TutorialParams(
-        network="tutorial", blocks=blocks, kernel=3, padding="same", activation="relu", dense=[8], dropout=dropout
+        network="tutorial",
+        blocks=blocks,
+        kernel=3,
+        padding="same",
+        activation="relu",
+        head="flatten",
+        dense=[8],
+        dropout=dropout,
     )
     return build_model(params, (6, 6, 2), 3)
 
