@@ -516,5 +516,5 @@ def test_launch_says_which_choice_is_missing(project: Project, tmp_path: Path) -
     refused = copy.run(sys.executable, "-m", "tools.launch", check=False)
     assert refused.returncode == 1
     assert refused.stderr == (
-        "launch: params.yaml: runtime.strategy: single trains in one process; choose multi_worker\n"
+        "launch: params.yaml: runtime.strategy: single trains in one process; set it to multi_worker\n"
     )
