@@ -139,6 +139,14 @@ def test_features_are_computed_once_for_runs_that_differ_after_the_backbone(
     assert len(list(project.folder.glob("checkpoints/features/0/*"))) == 2
 
 
+def test_stored_as_uint8_the_images_train_the_same_model(undisturbed: Project, tmp_path: Path) -> None:
+    project = copied(undisturbed, tmp_path)
+    project.choose("preprocess.storage", "uint8")
+    assert project.repro("train") == ["preprocess", "train"]
+    model = "models/model.keras"
+    assert (project.folder / model).read_bytes() == (undisturbed.folder / model).read_bytes()
+
+
 def test_with_augmentation_the_whole_network_runs_in_each_epoch(undisturbed: Project, tmp_path: Path) -> None:
     project = copied(undisturbed, tmp_path)
     for key, value in {"train.flip": True, "train.epochs": 2, "model.fine_tune_epochs": 0}.items():
