@@ -24,7 +24,7 @@ from stages.model.networks import build_model, load_network
 from stages.model.networks import remarks as network_remarks
 from stages.model.pretrained import PretrainedParams, check_scaling, fetch_weights, weights_origin
 from stages.model.runtime import RuntimeParams
-from stages.training.augmentation import check_image_size
+from stages.training.augmentation import check_color_jitter, check_image_size
 from stages.training.balance import as_vector, class_weights
 from stages.training.balance import remarks as class_remarks
 from stages.training.optimization import notes
@@ -44,6 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     training = read_split(options.processed, "train", statistics)
     validation = read_split(options.processed, "validation", statistics)
     check_scaling(model_params, statistics.scaling)
+    check_color_jitter(params, statistics.scaling)
     counts = statistics.splits["train"].class_counts
     by_class = class_weights(params, statistics.classes, counts)
     weights = None if params.start_from else fetch_weights(model_params)

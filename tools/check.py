@@ -21,6 +21,7 @@ from stages.model.networks import load_network
 from stages.model.pretrained import check_scaling, require_pin
 from stages.model.runtime import RuntimeParams
 from stages.preprocess import PreprocessParams
+from stages.training.augmentation import check_color_jitter
 from stages.training.params import TrainParams
 from tools.rwlock import remove_unreadable_rwlock
 
@@ -47,6 +48,7 @@ def check_params(path: Path) -> None:
     """Load every section; raises `StageError` for the first mistake."""
     sections: dict[str, Any] = {section: load(path, section, model) for section, model in CLASSES.items()}
     check_scaling(load_network(path), sections["preprocess"].scaling)
+    check_color_jitter(sections["train"], sections["preprocess"].scaling)
     _refuse_what_dvc_cannot_watch(path, Path(sections["dataset"].folder.path))
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from stages.common.failure import StageError
 from stages.common.splits import Split
-from stages.training.augmentation import alternate_flips, scale_of, scaled_size
+from stages.training.augmentation import alternate_flips, mixed, mixing_weights, scale_of, scaled_size
 from stages.training.checkpoints import Checkpoints, pack, unpack
 from stages.training.optimization import build_optimizer, learning_rates
 from stages.training.params import TrainParams
@@ -182,12 +182,31 @@ class Trainer:
         if len(order) > full * size and step <= full:
             spans.append((full * size, len(order), len(order) - full * size))
 
+        def take(indices: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+            images, labels = self._training.take(indices)
+            if mirrored is not None:
+                images[mirrored[indices]] = images[mirrored[indices], :, ::-1]
+            return images, labels
+
         def gather(start: int, stop: int, batch: int) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
             places = replica_slices(batch, self._cluster.local_replicas, self._cluster.replicas)
             chosen = order[start:stop].reshape(-1, batch)[:, places].swapaxes(0, 1)  # (L, K, n)
-            images, labels = self._training.take(chosen.ravel())
-            if mirrored is not None:
-                images[mirrored[chosen.ravel()]] = images[mirrored[chosen.ravel()], :, ::-1]
+            images, labels = take(chosen.ravel())
+            if self._params.mixup:
+                # The batch with itself in reverse: as good as a random pairing, because the order is random.
+                partners = order[start:stop].reshape(-1, batch)[:, batch - 1 - places].swapaxes(0, 1)
+                first = epoch * self._steps_per_epoch + start // size
+                weights = np.stack(
+                    [
+                        mixing_weights(self._params, number, batch, self._params.seed)[places]
+                        for number in range(first, first + chosen.shape[1])
+                    ],
+                    axis=1,
+                ).ravel()  # of (L, K, n)
+                others = take(partners.ravel())
+                images, labels = (
+                    mixed(weights, one, other) for one, other in zip((images, labels), others, strict=True)
+                )
             return (
                 images.reshape(*chosen.shape, *images.shape[1:]),
                 labels.reshape(*chosen.shape, labels.shape[1]),

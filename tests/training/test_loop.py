@@ -37,6 +37,11 @@ PLAIN: dict[str, Any] = {
     "lookahead": 0,
     "flip": False,
     "shift": 0,
+    "resized_crop": 0,
+    "rotation": 0,
+    "color_jitter": 0,
+    "cutout": 0,
+    "mixup": 0,
     "scales": [1],
     "early_stopping": 0,
     "checkpoint_minutes": 1e-9,  # after every call of the compiled steps
@@ -137,6 +142,14 @@ FAST = {
     "scales": [0.8, 1],
     "batch_size": 100,
 }
+MIXED = {
+    "resized_crop": 0.5,
+    "rotation": 20,
+    "color_jitter": 0.3,
+    "cutout": 2,
+    "mixup": 0.4,
+    "class_weights": "balanced",
+}
 AUGMENTED = {"flip": True, "shift": 1, "early_stopping": 1, "schedule": "step"}
 
 
@@ -155,6 +168,7 @@ def _float32_again() -> Iterator[None]:
         ("on_train_batch_end", 5, ADAMW),
         ("on_train_batch_end", 5, SGD),
         ("on_epoch_end", 2, AUGMENTED),
+        ("on_train_batch_end", 5, MIXED),
         ("on_train_batch_end", 5, FAST),
         ("on_train_batch_end", 7, {**FAST, "precision": "mixed_bfloat16"}),
     ],
