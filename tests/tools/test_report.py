@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page
 from stages.common.failure import StageError
 from stages.evaluation import scoring
 from tests.project import ROOT, Project
-from tools.report import drawn, headline, markup, pictures, provenance, results
+from tools.report import augmented, drawn, headline, markup, pictures, provenance, results
 from tools.report.page import render
 from tools.report.results import Results
 
@@ -93,6 +93,22 @@ def test_the_command_says_where_the_page_is(project: Project) -> None:
 
 def test_the_same_run_gives_the_same_page(run: Results) -> None:
     assert render(run) == render(run)
+
+
+def test_a_run_without_augmentation_shows_none(run: Results) -> None:
+    assert "What the network sees" not in render(run)
+
+
+def test_a_run_with_augmentation_shows_what_each_key_and_all_of_them_do(run: Results) -> None:
+    keys = {"flip": "alternate", "shift": 1, "resized_crop": 0.5, "rotation": 20, "cutout": 3, "mixup": 0.4}
+    chosen = {**run.chosen, "train": {**run.chosen["train"], **keys, "color_jitter": 0.4, "scales": [0.5, 1]}}
+    section = augmented.grid(dataclasses.replace(run, chosen=chosen))
+    rows = section.split('class="of-class"')[1:]
+    names = [re.search("<h3>(.*)</h3>", row)[1] for row in rows]  # type: ignore[index]
+    assert names[0] == "unchanged" and names[-1] == "together" and len(names) == 2 + 8
+    pictures = [tuple(re.findall('src="([^"]*)"', row)) for row in rows]
+    assert len(set(pictures)) == len(pictures)
+    assert all(len(row) == 10 for row in pictures)
 
 
 def test_the_page_names_no_address_to_load_from(run: Results) -> None:

@@ -3,7 +3,7 @@
 import string
 from pathlib import Path
 
-from tools.report import drawn, experiments, headline, pictures, provenance
+from tools.report import augmented, drawn, experiments, headline, pictures, provenance
 from tools.report.markup import text
 from tools.report.results import Results
 
@@ -29,6 +29,7 @@ def render(run: Results) -> str:
         mistakes=pictures.mistakes(run),
         hits=pictures.hits(run),
         filters=pictures.filters(run),
+        augmented=augmented.grid(run),
         grid=pictures.grid(run),
         splits=provenance.splits(run),
         changed=provenance.changed(run),
