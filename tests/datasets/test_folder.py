@@ -387,7 +387,7 @@ def test_16_bit_pictures_of_12_bits_use_the_whole_range(
     assert "16-bit grey pictures use 12 bits; scaled from 12 to 8 bits" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("cores", [1, 3])
+@pytest.mark.parametrize("cores", [1, 2, 4])
 def test_the_number_of_cores_does_not_change_the_dataset(
     repository: Path, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
