@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro repro-fast train-distributed verify doctor report export plots figures test quick faults bench lint format hooks lock clean
+.PHONY: help setup demo repro repro-fast train-distributed verify audit doctor report export plots figures test quick faults bench lint format hooks lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -35,6 +35,10 @@ repro-fast: setup ## the same with the fast recipe: recipes/fast.yaml, written i
 
 verify: setup ## rebuild the demo of the last commit from scratch, and compare it with the committed hashes
 	$(BIN)/python -m tools.verify --dataset digits
+
+audit: setup ## pictures that occur twice, and labels that are probably wrong: audit/
+	$(BIN)/python -m tools.audit
+	$(BIN)/python -m tools.audit labels
 
 doctor: setup ## check this checkout; each problem comes with the command that fixes it
 	$(BIN)/python -m tools.doctor

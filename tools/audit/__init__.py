@@ -1,0 +1,1 @@
+"""Audit the data: pictures that occur twice, and labels that are probably wrong."""
