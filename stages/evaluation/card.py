@@ -21,6 +21,8 @@ RESIZE = {
     "pad": "ImageOps.pad(picture, {size}, Image.Resampling.BICUBIC, centering=(0.4999, 0.4999))",
 }
 
+WEIGHTED = "The training loss of each class had a weight, see class_weights in model.json."
+
 TEXT = """\
 ---
 {header}---
@@ -82,12 +84,16 @@ For the params, code and versions, see params.yaml, dvc.lock and environment/ in
 
 
 def model_card(
-    evaluation: Mapping[str, Any], per_class: pd.DataFrame, statistics: Statistics, origin: Origin | None = None
+    evaluation: Mapping[str, Any],
+    per_class: pd.DataFrame,
+    statistics: Statistics,
+    origin: Origin | None = None,
+    weighted: bool = False,
 ) -> str:
     """Return the model card.
 
     evaluation: the figures of evaluation.csv; per_class: the table per_class.csv; origin: the weights that
-    training began with, unless they were random.
+    training began with, unless they were random; weighted: whether the training loss had class weights.
     """
     height, width, channels = statistics.splits["test"].shape
     figures = {name: value for name, value in sorted(evaluation.items()) if isinstance(value, float)}
@@ -122,7 +128,7 @@ def model_card(
         calibration_error=f"{evaluation['calibration_error']:.4f}",
         dataset_sha256=evaluation["dataset_sha256"],
         model_sha256=evaluation["model_sha256"],
-        origin=f"\n{_origin(origin)}" if origin else "",
+        origin=(f"\n{_origin(origin)}" if origin else "") + (f"\n{WEIGHTED}" if weighted else ""),
         origin_sha256=f"\n| the weights that training began with | {origin.sha256} |" if origin else "",
     )
 

@@ -83,7 +83,10 @@ def save_results(
     decisive = "official_accuracy" if 0 < official < len(labels) else "balanced_accuracy" if unbalanced else "loss"
     write_figures(metrics / "evaluation.csv", figures, ["accuracy", decisive])
     with replacing(card) as partial:
-        partial.write_text(model_card(figures, per_class, statistics, record.origin), encoding="utf-8")
+        partial.write_text(
+            model_card(figures, per_class, statistics, record.origin, record.class_weights is not None),
+            encoding="utf-8",
+        )
 
 
 def _leaks(correct: NDArray[np.bool_], leaks: NDArray[np.float64]) -> dict[str, Any]:

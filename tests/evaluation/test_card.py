@@ -130,3 +130,8 @@ def test_every_command_of_the_card_exists(evaluation: dict[str, Any]) -> None:
     commands = re.findall(r"python -m ([\w.]+)", model_card(evaluation, PER_CLASS, statistics()))
     assert "tools.export" in commands
     assert [name for name in commands if find_spec(name) is None] == []
+
+
+def test_class_weights_are_mentioned(evaluation: dict[str, Any]) -> None:
+    assert "class_weights" not in model_card(evaluation, PER_CLASS, statistics())
+    assert "class_weights in model.json" in model_card(evaluation, PER_CLASS, statistics(), weighted=True)
