@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro repro-fast train-distributed verify audit doctor report export plots figures test quick faults bench lint format hooks lock clean
+.PHONY: help setup demo repro repro-fast train-distributed verify audit doctor report export serve plots figures test quick faults bench lint format hooks lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -51,6 +51,9 @@ report: setup ## the last run on one page that opens offline: report/index.html
 
 export: setup ## the trained model for LiteRT and ONNX Runtime, checked on the test split: exports/NAME
 	$(BIN)/python -m tools.export
+
+serve: setup ## a page and an API that classify pictures with the trained model: http://127.0.0.1:8000
+	$(BIN)/python -m tools.serve
 
 plots: setup ## DVC's own page of charts, which opens offline: dvc_plots/index.html
 	$(BIN)/python -m tools.plots

@@ -41,9 +41,9 @@ class Unreadable(Exception):
     """Why a picture cannot be read; completes a sentence that begins with its name."""
 
 
-def decode(file: IO[bytes], rules: Decoding) -> NDArray[np.uint8]:
+def decode(file: IO[bytes], rules: Decoding, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Return the picture in `file`, which must be seekable, as uint8 (H, W, C); raises `Unreadable`."""
-    with _opened(file) as image:
+    with _opened(file, max_pixels) as image:
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, several times faster. At four times the final size
         # or more, this changes the result by less than one grey level on average.
         image.draft(None, (4 * max(rules.height, rules.width),) * 2)
@@ -58,22 +58,22 @@ def grey_bits(file: IO[bytes]) -> int:
 
 
 @contextmanager
-def _opened(file: IO[bytes]) -> Iterator[Image.Image]:
+def _opened(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Image]:
     try:
         # Pillow warns, for instance, about damaged EXIF data, but can read the picture.
-        with warnings.catch_warnings(action="ignore"), _open(file) as image:
+        with warnings.catch_warnings(action="ignore"), _open(file, max_pixels) as image:
             yield image
     except (Unreadable, MemoryError):
         raise
     except Image.DecompressionBombError:
-        raise Unreadable(f"has more than {MAX_PIXELS:,} pixels; scale it down") from None
+        raise Unreadable(f"has more than {max_pixels:,} pixels; scale it down") from None
     except UnidentifiedImageError:
         raise Unreadable(f"is not a picture in a supported format ({', '.join(FORMATS)}, HEIC)") from None
     except Exception as error:  # on damaged content, Pillow's decoders raise nearly anything
         raise Unreadable(f"is damaged: {error}") from None
 
 
-def _open(file: IO[bytes]) -> Image.Image:
+def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
     formats: tuple[str, ...] = FORMATS
     start = file.read(64)
     file.seek(0)
@@ -85,7 +85,7 @@ def _open(file: IO[bytes]) -> Image.Image:
         register_heif_opener()
         formats = ("HEIF",)
     image = Image.open(file, formats=formats)
-    if image.width * image.height > MAX_PIXELS:  # Pillow's own limit is about twice as high
+    if image.width * image.height > max_pixels:  # Pillow's own limit is about twice as high
         raise Image.DecompressionBombError
     # Phones append further pictures, such as a depth map, to the main one (MPO, HEIF): read the main one.
     if getattr(image, "is_animated", False) and image.format not in ("MPO", "HEIF"):

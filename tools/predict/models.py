@@ -39,7 +39,7 @@ def open_model(checkout: Path, path: Path, exact: bool) -> tuple[Run, ModelRecor
     return Classifier(path).probabilities, record
 
 
-def _export(exports: Path, model_sha256: str) -> Path | None:
+def _export(exports: Path, model_sha256: str) -> bytes | None:
     for path in sorted(exports.glob("*/export.json")):
         try:
             report = json.loads(path.read_bytes())
@@ -50,8 +50,9 @@ def _export(exports: Path, model_sha256: str) -> Path | None:
             recorded = found.get("sha256")
             close = found.get("largest_difference", 1) <= 1e-5  # unless made with a higher --max-difference
             if report["model_sha256"] == model_sha256 and exact and close and recorded:
-                if sha256(onnx.read_bytes()).hexdigest() == recorded:
-                    return onnx
+                content = onnx.read_bytes()
+                if sha256(content).hexdigest() == recorded:
+                    return content
                 print(f"predict: {onnx}: changed since the export, not used; run: make export", file=sys.stderr)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             print(f"predict: {path}: damaged, not used; run: make export", file=sys.stderr)

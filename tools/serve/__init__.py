@@ -1,0 +1,1 @@
+"""Serve the trained model over HTTP."""

@@ -1,0 +1,95 @@
+"""Serve the trained model over HTTP: `make serve`, or `python -m tools.serve`; then open http://127.0.0.1:8000.
+
+A page for people, POST /predict, the Open Inference Protocol and metrics; docs/serving.md explains them. The
+probabilities are those of tools.predict: an ONNX export of the model answers when there is one, and with --exact
+the model itself.
+
+Without --folder, it serves models/ of this checkout or, before the first `dvc repro`, that of `make demo`.
+"""
+
+import argparse
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from stages.common import failure
+from stages.common.failure import StageError
+from tools.predict.models import open_model
+from tools.serve.limits import Limits
+
+LOOPBACK = frozenset({"127.0.0.1", "[::1]", "localhost"})
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Parse, load the model, listen, serve until a signal comes."""
+    options = _parse(arguments)
+    missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if not find_spec(name)]
+    if missing:
+        raise StageError(f"{missing[0]} is not installed; run: make setup")
+    from tools.serve.app import create_app  # only now: its packages may be missing
+    from tools.serve.protocol import server
+
+    folder = options.folder or next((each for each in (Path(), Path("demo")) if _model(each).exists()), Path())
+    with _listen(options.host, options.port) as listener:
+        # A private copy: no other process can change it between the check of its hash and loading it.
+        with tempfile.TemporaryDirectory() as private:
+            for path in (_model(folder).with_suffix(".json"), _model(folder)):
+                if not path.exists():
+                    raise StageError(f"{path}: no such file; run: make demo, or dvc repro")
+                shutil.copy(path, private)
+            run, record = open_model(folder, Path(private, "model.keras"), options.exact)
+        for count in (1, 2):  # the first calls compile
+            run(np.zeros((count, *record.shape), np.uint8))
+        host, port = listener.getsockname()[:2]
+        hosts = LOOPBACK if host in ("127.0.0.1", "::1") else None
+        limits = Limits(options.max_bytes, options.max_pixels, options.max_files, options.max_waiting)
+        address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        version = record.sha256[:12]
+        print(f"{address}: model {version} of {folder}, {record.dataset.name}; Ctrl-C stops", flush=True)
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
+        server(create_app(run, record, limits, hosts, options.cors), limits.seconds).run(sockets=[listener])
+
+
+def _model(folder: Path) -> Path:
+    return folder / "models" / "model.keras"
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise StageError(f"{host}:{port}: cannot listen there ({reason}); try another --port or --host") from None
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m tools.serve", description=__doc__.partition("\n")[0])
+    parser.add_argument("--folder", type=Path, help="the checkout, such as demo")
+    parser.add_argument("--exact", action="store_true", help="do not use the model's export")
+    parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="8000; 0 for any free one")
+    cors = "a site whose pages may call this server, such as https://example.org; may be repeated"
+    parser.add_argument("--cors", action="append", default=[], metavar="ORIGIN", help=cors)
+    for option, default, words in (
+        ("--max-bytes", Limits.bytes, "bytes of a request"),
+        ("--max-pixels", Limits.pixels, "pixels of a picture"),
+        ("--max-files", Limits.files, "pictures of a request"),
+        ("--max-waiting", Limits.waiting, "pictures that are uploaded, decoded or predicted at one time"),
+    ):
+        parser.add_argument(option, type=int, default=default, metavar="N", help=f"{words} ({default:,})")
+    options = parser.parse_args(arguments)
+    for option in ("max_bytes", "max_pixels", "max_files", "max_waiting"):
+        if getattr(options, option) < 1:
+            raise StageError(f"--{option.replace('_', '-')} {getattr(options, option)}: it should be 1 or more")
+    return options
+
+
+if __name__ == "__main__":
+    sys.exit(failure.run("serve", main))

@@ -1,0 +1,293 @@
+"""The routes: a page, predictions, the Open Inference Protocol, metrics, and a description of all that."""
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from html import escape
+from http import HTTPStatus
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, Field
+from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
+
+from stages.common.pictures import Unreadable
+from stages.common.records import ModelRecord
+from tools.predict.models import Run
+from tools.serve import open_inference
+from tools.serve.gate import Gate
+from tools.serve.limits import Limits
+from tools.serve.metrics import Metrics
+from tools.serve.problems import MEDIA_TYPE, Problem, ProblemDetails
+from tools.serve.worker import Worker
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ProblemDetails, "description": words, "content": {MEDIA_TYPE: {}}}
+    for status, words in (
+        (400, "The request cannot be understood."),
+        (408, "The request did not arrive in time."),
+        (413, "The request is too large."),
+        (422, "None of the pictures can be read."),
+        (503, "The server has too much to do. Retry-After says when to try again."),
+    )
+}
+BINARY = {"schema": {"type": "string", "format": "binary"}}
+PICTURES = {
+    "required": True,
+    "description": "One picture as it is, or several as the files of a form.",
+    "content": {
+        "image/*": BINARY,
+        "multipart/form-data": {
+            "schema": {
+                "type": "object",
+                "properties": {"picture": {"type": "array", "items": BINARY["schema"]}},
+            }
+        },
+    },
+}
+TENSOR = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
+
+
+class Prediction(BaseModel):
+    """A picture's prediction, or, in `error`, why the picture cannot be read."""
+
+    name: str | None = Field(default=None, description="The file's name in the form.")
+    class_: str | None = Field(default=None, alias="class")
+    probability: float | None = None
+    probabilities: dict[str, float] | None = None
+    pixels: str | None = Field(default=None, description="What the network sees: a PNG as a data: address.")
+    error: str | None = None
+
+
+class Predictions(BaseModel):
+    """The predictions of a request's pictures, in order. model: the start of the SHA-256 of models/model.keras."""
+
+    model: str
+    predictions: list[Prediction]
+
+
+def create_app(
+    run: Run, record: ModelRecord, limits: Limits, hosts: frozenset[str] | None, origins: Sequence[str] = ()
+) -> ASGIApp:
+    """Return the application that serves `run`, a function from uint8 (N, H, W, C) to float32 (N, classes).
+
+    hosts: the names in the Host header that are answered, None for all. origins: sites whose pages may call it.
+    """
+    metrics = Metrics()
+    worker = Worker(run, record.decoding, limits, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        working = asyncio.create_task(worker.work())
+        yield
+        working.cancel()
+
+    app = FastAPI(
+        title=f"Image classifier: {record.dataset.name}",
+        version=open_inference.version(record),
+        description=f"Classes: {', '.join(record.classes)}.",
+        lifespan=lifespan,
+        docs_url=None,  # FastAPI's own pages load scripts from another host
+        redoc_url=None,
+        exception_handlers={
+            Problem: _problem,
+            HTTPException: _http_error,
+            RequestValidationError: _invalid,
+            Exception: _failure,
+        },
+    )
+    _add_pages(app, record)
+    _add_predict(app, record, worker, limits, metrics)
+    _add_open_inference(app, record, worker, limits, metrics)
+
+    @app.get("/metrics", tags=["server"], summary="Counters for Prometheus")
+    async def show_metrics() -> Response:
+        return Response(metrics.text(worker.admitted), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    served: ASGIApp = app
+    if origins:
+        served = CORSMiddleware(app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+    return Gate(served, limits, hosts, metrics)
+
+
+def _add_pages(app: FastAPI, record: ModelRecord) -> None:
+    height, width, channels = record.shape
+    values = {
+        "dataset": escape(record.dataset.name),
+        "size": f"{width} x {height} {'grey' if channels == 1 else 'color'} pixels",
+        "version": open_inference.version(record),
+        "draw": "" if record.dataset.name == "digits" else "hidden",
+    }
+    for path, name, media_type in (
+        ("/", "page.html", "text/html"),
+        ("/page.js", "page.js", "text/javascript"),
+        ("/docs", "api.html", "text/html"),
+        ("/api.js", "api.js", "text/javascript"),
+        ("/page.css", "page.css", "text/css"),
+    ):
+        content = Path(__file__).with_name(name).read_text(encoding="utf-8")
+        if media_type == "text/html":
+            content = Template(content).substitute(values)
+        app.add_api_route(path, _page(content, media_type), include_in_schema=False)
+
+
+def _page(content: str, media_type: str) -> Callable[[], Awaitable[Response]]:
+    async def page() -> Response:
+        return Response(content, media_type=media_type)
+
+    return page
+
+
+def _add_predict(app: FastAPI, record: ModelRecord, worker: Worker, limits: Limits, metrics: Metrics) -> None:
+    version = open_inference.version(record)
+
+    @app.post(
+        "/predict",
+        tags=["predictions"],
+        summary="The probability of each class for each picture",
+        responses={200: {"model": Predictions}, **ERRORS},
+        openapi_extra={"requestBody": PICTURES},
+    )
+    async def predict(request: Request, pixels: bool = False) -> Response:
+        with worker.admit(1):
+            files = await _read(request, limits)
+            with worker.admit(len(files) - 1):
+                decoded = await worker.decode([content for _, content in files])
+                images = [each for each in decoded if not isinstance(each, Unreadable)]
+                rows = iter(await worker.predict(np.stack(images)) if images else ())
+        metrics.pictures(len(images), len(files) - len(images))
+        predictions: list[dict[str, Any]] = []
+        for (name, _), each in zip(files, decoded, strict=True):
+            prediction: dict[str, Any] = {} if name is None else {"name": name}
+            if isinstance(each, Unreadable):
+                prediction["error"] = str(each)
+            else:
+                prediction |= _prediction(next(rows), record.classes)
+                if pixels:
+                    prediction["pixels"] = _data_uri(each)
+            predictions.append(prediction)
+        if not images:
+            reasons = "; ".join(f"{each.get('name', 'the picture')} {each['error']}" for each in predictions[:3])
+            raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, reasons)
+        return _json({"model": version, "predictions": predictions})
+
+
+async def _read(request: Request, limits: Limits) -> list[tuple[str | None, bytes]]:
+    """Return the pictures of a request, with their names in a form; raises `Problem` when there are none."""
+    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+        content = await request.body()
+        if not content:
+            raise Problem(HTTPStatus.BAD_REQUEST, "the request has no body; send a picture")
+        return [(None, content)]
+    async with request.form(max_files=limits.files, max_fields=limits.files) as form:
+        files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
+        if not files:
+            raise Problem(HTTPStatus.BAD_REQUEST, "the form has no files; send pictures")
+        return [(each.filename, await each.read()) for each in files]
+
+
+def _add_open_inference(
+    app: FastAPI, record: ModelRecord, worker: Worker, limits: Limits, metrics: Metrics
+) -> None:
+    model, version = record.dataset.name, open_inference.version(record)
+    tags: dict[str, Any] = {"tags": ["Open Inference Protocol"]}
+
+    def require(name: str, number: str = version) -> None:
+        if (name, number) != (model, version):
+            raise Problem(HTTPStatus.NOT_FOUND, f"no such model; this server has {model}, version {version}")
+
+    @app.get("/v2", summary="The server", **tags)
+    async def server() -> dict[str, Any]:
+        return {"name": "tools.serve", "version": app.version, "extensions": []}
+
+    @app.get("/v2/health/live", summary="200 while the server runs", **tags)
+    async def live() -> dict[str, Any]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready", summary="200 while the server takes pictures, else 503", **tags)
+    async def ready() -> dict[str, Any]:
+        with worker.admit(1):
+            return {"ready": True}
+
+    @app.get("/v2/models/{name}", summary="The model: its versions, inputs, outputs and classes", **tags)
+    @app.get("/v2/models/{name}/versions/{number}", include_in_schema=False)
+    async def describe(name: str, number: str = version) -> dict[str, Any]:
+        require(name, number)
+        return open_inference.describe(model, record)
+
+    @app.get("/v2/models/{name}/ready", summary="200 while the model takes pictures, else 503", **tags)
+    @app.get("/v2/models/{name}/versions/{number}/ready", include_in_schema=False)
+    async def model_ready(name: str, number: str = version) -> dict[str, Any]:
+        require(name, number)
+        with worker.admit(1):
+            return {"name": model, "ready": True}
+
+    @app.post(
+        "/v2/models/{name}/infer",
+        summary="The probabilities of pixels of the network's size",
+        responses={200: {"model": open_inference.InferResponse}, **ERRORS},
+        openapi_extra={"requestBody": TENSOR},
+        **tags,
+    )
+    @app.post("/v2/models/{name}/versions/{number}/infer", include_in_schema=False)
+    async def infer(request: Request, name: str, number: str = version) -> Response:
+        require(name, number)
+        with worker.admit(1):
+            content = await request.body()
+            id_, images = await asyncio.to_thread(open_inference.parse, content, record.shape, limits.waiting)
+            with worker.admit(len(images) - 1):
+                probabilities = await worker.predict(images)
+        metrics.pictures(len(images), 0)
+        return _json(open_inference.response(model, record, id_, probabilities))
+
+
+def _prediction(row: NDArray[np.float32], classes: Sequence[str]) -> dict[str, Any]:
+    values = [float(str(value)) for value in row]  # the shortest decimals that are these float32
+    best = int(row.argmax())
+    return {
+        "class": classes[best],
+        "probability": values[best],
+        "probabilities": dict(zip(classes, values, strict=True)),
+    }
+
+
+def _data_uri(pixels: NDArray[np.uint8]) -> str:
+    file = io.BytesIO()
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _json(content: Any) -> Response:
+    return Response(json.dumps(content, ensure_ascii=False, allow_nan=False), media_type="application/json")
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return error.response()
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return Problem(HTTPStatus(error.status_code), error.detail, error.headers).response()
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    return Problem(HTTPStatus.BAD_REQUEST, f"{'.'.join(map(str, first['loc']))}: {first['msg']}").response()
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    return Problem(HTTPStatus.INTERNAL_SERVER_ERROR, "the server failed; its log has the reason").response()
