@@ -1,9 +1,12 @@
 """stages/model/initialization.py: what the whitened patches and the passed-on channels are."""
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
 
+from stages.common.scaling import ByChannel, ScaledImages, scale
 from stages.model.initialization import identity_kernel, whitening
 
 pytestmark = pytest.mark.usefixtures("started")
@@ -72,3 +75,12 @@ def test_the_first_filters_pass_the_channels_on(channels: int, filters: int) -> 
 def test_the_other_filters_stay_as_they_are() -> None:
     kernel = RNG.random((3, 3, 2, 5), np.float32)
     np.testing.assert_array_equal(identity_kernel(kernel)[..., 2:], kernel[..., 2:])
+
+
+@pytest.mark.parametrize("by_channel", [None, ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])])
+def test_images_stored_as_uint8_give_the_same_whitening(by_channel: ByChannel | None) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 6, 5, 3), dtype=np.uint8)
+    scaled = next(scale([pixels], by_channel))
+    stored: Any = ScaledImages(pixels, by_channel)
+    for ours, theirs in zip(whitening(stored, 2), whitening(scaled, 2), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
