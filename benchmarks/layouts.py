@@ -92,7 +92,7 @@ def unbalanced(folder: Path, pictures: Pictures) -> dict[str, Any]:
     for (name, images), count in zip(pictures.items(), counts, strict=True):
         for number, image in enumerate(images[:count]):
             save(image, folder / "training_set" / name / f"{number}.jpg")
-        for number, image in enumerate(images[2000 : 2000 + max(20, count // 4)]):
+        for number, image in enumerate(images[2000 : 2000 + max(200, count // 4)]):
             save(image, folder / "test_set" / name / f"{number}.jpg")
     return {}
 
@@ -114,6 +114,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--raw", type=Path, default=Path("data/raw"))
     parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--only", nargs="+", choices=LAYOUTS, default=list(LAYOUTS))
     options = parser.parse_args(arguments)
     if options.folder.exists():
         raise StageError(f"{options.folder}: exists already; name a folder to make")
@@ -125,7 +126,8 @@ def main(arguments: Sequence[str]) -> None:
     }
     print("| layout | training images | classes | test images | accuracy | balanced accuracy | worst recall |")
     print("|---|---|---|---|---|---|---|", flush=True)
-    for name, (write, more) in LAYOUTS.items():
+    for name in options.only:
+        write, more = LAYOUTS[name]
         print(
             f"| {name} | {row(options.folder.resolve() / name, pictures, write, more, options.epochs)} |",
             flush=True,

@@ -10,9 +10,11 @@ import keras
 import numpy as np
 import pytest
 import vl_convert
+import yaml
 
-from benchmarks import ingredients, recipes
+from benchmarks import ingredients, layouts, recipes
 from stages.common.params import load
+from stages.datasets import folder
 from stages.model.networks import load_network
 from stages.training import step
 from stages.training.params import TrainParams
@@ -104,3 +106,21 @@ def test_ingredients_takes_steps_of_each_variant(name: str) -> None:
 def test_ingredients_are_left_out_by_the_names_they_have() -> None:
     for variant in ingredients.VARIANTS.values():
         assert not variant.without or callable(getattr(step, variant.without))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", layouts.LAYOUTS)
+def test_every_labelled_picture_of_each_layout_is_read(tmp_path: Path, name: str) -> None:
+    rng = np.random.default_rng(0)
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    pictures = {each: list(rng.integers(0, 256, (2600, 4, 4, 3), np.uint8)) for each in names}
+    write, _ = layouts.LAYOUTS[name]
+    keys = {"dataset.folder.path": str(tmp_path / "set"), **write(tmp_path / "set", pictures)}
+    params = yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["dataset"]["folder"]
+    params |= {key.rpartition(".")[2]: value for key, value in keys.items()}
+    written = [path for path in (tmp_path / "set").rglob("*.*") if path.suffix in (".jpg", ".png")]
+    readable = [path for path in written if path.stat().st_size and not path.name.startswith("unknown")]
+    with folder.load(folder.Params.model_validate(params), tmp_path) as dataset:
+        for split in (dataset.train, dataset.test):
+            assert all(len(chunk) for chunk in split.images.chunks)
+        assert len(dataset.train.labels) + len(dataset.test.labels) == len(readable)
