@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
             source = read_record(options.raw / "source.json", Source)
             if source.dataset != statistics.dataset:
                 raise damaged(options.raw / "source.json", "not the dataset of data/processed")
-            raw_test, raw_train = (read_split(options.raw, name, source).images for name in ("test", "train"))
+            raw_test, raw_train = (read_split(options.raw, name, source) for name in ("test", "train"))
             leaks = find_leaks(raw_test, raw_train, near=params.duplicates == "near", scratch=options.metrics)
         runtime.start(runtime_params, seed=0)
         from stages.model.trained import load_predictor  # only now, as it loads TensorFlow

@@ -14,6 +14,7 @@ so the size of the pictures does not matter. Descriptors are kept in a temporary
 """
 
 import hashlib
+import mmap
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,6 +28,8 @@ from scipy.fft import dctn, irfft2, rfft2
 from scipy.ndimage import gaussian_filter, uniform_filter
 from tqdm import tqdm
 
+from stages.common.splits import Split
+
 THRESHOLD = 0.74  # chosen on CIFAR-10: docs/trust.md has precision and recall
 SIDE = 32
 SMALLEST = 16  # pixels: smaller pictures have too little detail to tell near copies from similar pictures
@@ -37,31 +40,36 @@ FLAT = 30.0  # variance, in squared grey levels of 255, below which a window cou
 BLOCK, COLUMNS = 1024, 8192  # a block of cosines has 32 MB
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
-Images = NDArray[np.uint8]
+Images = NDArray[np.uint8] | Split  # uint8 (N, H, W, C)
 Advance = Callable[[int], object]
 
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Images, uint8 (N, H, W, C), with their descriptors, float16 (N, D), which are in a file."""
+    """Images with their descriptors, float16 (N, D), which are in a memory-mapped file."""
 
     images: Images
     descriptors: NDArray[np.float16]
+    file: mmap.mmap
+
+    def release(self) -> None:
+        """Release the memory of what was read from the file."""
+        self.file.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager
 def describe(images: Images, scratch: Path, advance: Advance = lambda _: None) -> Iterator[Collection]:
-    """Yield `images`, uint8 (N, H, W, C), with their descriptors, which need 480 bytes of `scratch` per image."""
+    """Yield `images` with their descriptors, which need 480 bytes of `scratch` per image."""
     scratch.mkdir(parents=True, exist_ok=True)
+    count, _ = _extent(images)
     with tempfile.TemporaryFile(dir=scratch) as file:
-        for start in range(0, len(images), BLOCK):
-            block = images[start : start + BLOCK]
+        for start in range(0, count, BLOCK):
+            block = _take(images, np.arange(start, min(start + BLOCK, count)))
             file.write(_descriptors(_resized(block)).astype(np.float16).data)
             advance(len(block))
         file.flush()
-        width = file.tell() // 2 // len(images)
-        descriptors: NDArray[np.float16] = np.memmap(file, np.float16, "r", shape=(len(images), width))
-        yield Collection(images, descriptors)
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        yield Collection(images, np.frombuffer(mapped, np.float16).reshape(count, -1), mapped)
 
 
 def identical(queries: Images, references: Images) -> NDArray[np.int64]:
@@ -69,17 +77,35 @@ def identical(queries: Images, references: Images) -> NDArray[np.int64]:
 
     Images compared with themselves: the first of several copies has none.
     """
-    first: dict[bytes, int] = {}
-    for index, image in enumerate(references):
-        first.setdefault(_digest(image), index)
-    if queries is references:
-        found = [first[_digest(image)] for image in queries]
-        return np.array([-1 if other == index else other for index, other in enumerate(found)])
-    return np.array([first.get(_digest(image), -1) for image in queries])
+    same = queries is references
+    known = _digests(references)
+    wanted = known if same else _digests(queries)
+    values, first = np.unique(known, return_index=True)
+    place = np.minimum(np.searchsorted(values, wanted), len(values) - 1)
+    found = np.where(values[place] == wanted, first[place], -1)
+    return np.where(found == np.arange(len(found)), -1, found) if same else found
 
 
-def _digest(image: Images) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=16).digest()
+def _digests(images: Images) -> NDArray[np.uint64]:
+    """Return 64 bits of a hash of each image's pixels: equal ones of 1,000,000 images are equal but for 3e-8."""
+    count, _ = _extent(images)
+    digests = np.empty(count, np.uint64)
+    for start in range(0, count, BLOCK):
+        block = _take(images, np.arange(start, min(start + BLOCK, count)))
+        content = b"".join(hashlib.blake2b(image.data, digest_size=8).digest() for image in block)
+        digests[start : start + BLOCK] = np.frombuffer(content, np.uint64)
+    return digests
+
+
+def _extent(images: Images) -> tuple[int, tuple[int, ...]]:
+    """Return the number of the images and the shape of each."""
+    array = images.images if isinstance(images, Split) else images
+    return len(array), array.shape[1:]
+
+
+def _take(images: Images, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Return copies of the images at `indices`. A split releases the memory of what it has read from its file."""
+    return images.take(indices)[0] if isinstance(images, Split) else images[indices]
 
 
 def partners(
@@ -102,11 +128,13 @@ def partners(
         query, reference, cosines = query[wanted], reference[wanted], cosines[wanted]
         for piece in range(0, len(query), BLOCK):
             i, j = query[piece : piece + BLOCK], reference[piece : piece + BLOCK]
-            structure = _structure(_resized(queries.images[i]), _resized(references.images[j]))
+            structure = _structure(_resized(_take(queries.images, i)), _resized(_take(references.images, j)))
             found = np.minimum(((cosines[piece : piece + BLOCK] + structure) / 2).round(4), 0.9999)
             for a, b, value in zip(i.tolist(), j.tolist(), found.tolist(), strict=True):
                 if value >= THRESHOLD and value > similarity[a]:
                     best[a], similarity[a] = b, value
+        queries.release()
+        references.release()
         advance(len(best[rows]))
     return best, similarity
 
@@ -119,9 +147,10 @@ def find_leaks(test: Images, train: Images, near: bool, scratch: Path) -> NDArra
     scratch: a folder for temporary files, 480 bytes per image.
     """
     same = np.where(identical(test, train) >= 0, 1.0, 0.0)
-    if not near or min(test.shape[1:3]) < SMALLEST:
+    (tests, shape), (trains, _) = _extent(test), _extent(train)
+    if not near or min(shape[:2]) < SMALLEST:
         return same
-    bar = tqdm(total=len(test) * 2 + len(train), desc="duplicates", unit="", leave=False, disable=None)
+    bar = tqdm(total=tests * 2 + trains, desc="duplicates", unit="", leave=False, disable=None)
     with bar, describe(test, scratch, bar.update) as queries, describe(train, scratch, bar.update) as references:
         _, similarity = partners(queries, references, bar.update)
     return similarity if (similarity > 0).mean() <= 0.5 else same
@@ -162,7 +191,7 @@ def _candidates(
     return row, names, exact
 
 
-def _resized(images: Images) -> NDArray[np.float32]:
+def _resized(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Return uint8 (n, H, W, C) as float32 (n, 32, 32, C), each pixel the mean of the area that it covers."""
     if images.shape[1:3] == (SIDE, SIDE):
         return images.astype(np.float32)

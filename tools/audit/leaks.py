@@ -93,13 +93,13 @@ def find(data: Data, scratch: Path) -> tuple[list[Pair], list[str]]:
     Each test image is paired with its most similar training image, and each image with the most similar one of its
     own split.
     """
-    train, test = (data.splits[name].images for name in ("train", "test"))
+    train, test = data.splits["train"], data.splits["test"]
     best: dict[tuple[str, int, str, int], float] = {}
     notes = []
-    near = min(train.shape[1:3]) >= duplicates.SMALLEST
+    near = min(train.images.shape[1:3]) >= duplicates.SMALLEST
     if not near:
         notes.append(f"Only identical pixels: pictures below {duplicates.SMALLEST} pixels have no near copies")
-    amount = (3 if near else 0) * len(test) + (2 if near else 0) * len(train)
+    amount = 3 * len(test.labels) + 2 * len(train.labels) if near else 0
     bar = tqdm(total=amount, desc="pictures", unit="", leave=False, disable=None)
     with (
         bar,
