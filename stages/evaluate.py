@@ -1,9 +1,9 @@
 """Stage 4: evaluate the trained model on the test split, which no other stage has used.
 
-Run as `python -m stages.evaluate`, with the options of `--help`; `dvc repro` does. Reads test.npz and
-statistics.json from data/processed, the model with its record, and data/raw, to find test images that are also in
-training. Writes metrics/evaluation.csv and
-evaluation.json, metrics/per_class.csv, metrics/confusion.csv, metrics/reliability.csv, data/predictions.csv,
+Run as `python -m stages.evaluate`, with the options of `--help`; `dvc repro` does. Reads test.npz, validation.npz
+and statistics.json from data/processed, the model with its record, and data/raw, to find test images that are also
+in training. Writes metrics/evaluation.csv and evaluation.json, metrics/per_class.csv, metrics/confusion.csv,
+metrics/reliability.csv, data/predictions.csv, metrics/risk_coverage.csv, models/confidence.json,
 models/MODEL_CARD.md, and environment/evaluate.json, the record of the machine.
 """
 
@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from stages.common import failure
+from stages.common.confidence import Confidence, soften
 from stages.common.exclusive import exclusive
+from stages.common.outputs import write_json
 from stages.common.params import load
 from stages.common.records import Source, Statistics, read_record, read_split, require_same_data
 from stages.common.splits import damaged
+from stages.evaluation.confidence import abstention_threshold, figures, fit_temperature
 from stages.evaluation.duplicates import find_leaks
 from stages.evaluation.results import EvaluateParams, save_results
 from stages.model import runtime
@@ -34,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     with exclusive(options.metrics):
         began = time.monotonic()
         statistics = read_record(options.processed / "statistics.json", Statistics)
-        test = read_split(options.processed, "test", statistics)
+        test, validation = (read_split(options.processed, name, statistics) for name in ("test", "validation"))
         if params.top_k >= len(statistics.classes):
             print(
                 f"evaluate: evaluate.top_k is {params.top_k}, but there are only {len(statistics.classes)} "
@@ -53,10 +56,22 @@ def main(arguments: Sequence[str]) -> None:
 
         predict, record = load_predictor(options.model)
         require_same_data(record, statistics)
-        probabilities, labels = predict(test.images), test.labels.argmax(axis=1)
+        before, labels = predict(test.images), test.labels.argmax(axis=1)
+        fitted_on, truth = predict(validation.images), validation.labels.argmax(axis=1)
+        fitted = fit_temperature(truth, fitted_on)
+        temperature = fitted if params.temperature == "validation" else 1.0
+        confidence = Confidence(
+            model_sha256=record.sha256,
+            validation_sha256=statistics.splits["validation"].sha256,
+            temperature=temperature,
+            threshold=abstention_threshold(truth, soften(fitted_on, temperature), params.abstain),
+        )
+        probabilities = soften(before, temperature)
         flipped = None
         if params.flip:
-            flipped = (probabilities + predict(test.images[:, :, ::-1])) / np.float32(2)
+            mirrored = soften(predict(test.images[:, :, ::-1]), temperature)
+            flipped = (probabilities + mirrored) / np.float32(2)
+        write_json(options.confidence, confidence.model_dump())
         save_results(
             options.metrics,
             options.predictions,
@@ -68,6 +83,7 @@ def main(arguments: Sequence[str]) -> None:
             probabilities,
             flipped,
             leaks,
+            figures(labels, before, soften(before, fitted), fitted, probabilities, confidence),
         )
         seconds = time.monotonic() - began
         log = options.logs / "evaluate.json"
@@ -81,6 +97,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--processed", type=Path, default=Path("data/processed"), help="folder of the splits")
     parser.add_argument("--model", type=Path, default=Path("models/model.keras"))
     parser.add_argument("--metrics", type=Path, default=Path("metrics"), help="folder of the tables and figures")
+    parser.add_argument("--confidence", type=Path, default=Path("models/confidence.json"))
     parser.add_argument("--card", type=Path, default=Path("models/MODEL_CARD.md"))
     parser.add_argument("--predictions", type=Path, default=Path("data/predictions.csv"))
     parser.add_argument("--environment", type=Path, default=Path("environment/evaluate.json"))

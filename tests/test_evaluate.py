@@ -151,6 +151,26 @@ def test_flip_adds_figures_and_changes_none(project: Project) -> None:
     assert flip["loss"] != plain["loss"]
 
 
+def test_calibration_lowers_the_loss_on_validation_and_only_the_probabilities_change(project: Project) -> None:
+    plain = figures(project)
+    project.choose("evaluate.temperature", "validation")
+    project.run(*COMMAND)
+    both = figures(project)
+    assert (both["accuracy"], both["temperature"]) == (plain["accuracy"], plain["temperature"])
+    assert (plain["loss"], both["loss"]) == (plain["uncalibrated.loss"], plain["calibrated.loss"])
+    record = json.loads((project.folder / "models/confidence.json").read_bytes())
+    assert (record["model_sha256"], record["temperature"]) == (both["model_sha256"], both["temperature"])
+
+
+def test_the_threshold_answers_the_images_that_the_figures_count(evaluated: Project) -> None:
+    table = pd.read_csv(evaluated.folder / "data/predictions.csv", dtype={"label": str, "prediction": str})
+    record = json.loads((evaluated.folder / "models/confidence.json").read_bytes())
+    answered = table.filter(like="probability_").max(axis=1) >= record["threshold"]
+    assert figures(evaluated)["abstain.coverage"] == pytest.approx(answered.mean())
+    right = (table["label"] == table["prediction"])[answered]
+    assert figures(evaluated)["abstain.accuracy"] == pytest.approx(right.mean())
+
+
 def test_the_bins_of_the_reliability_table_hold_all_test_images(evaluated: Project) -> None:
     bins = pd.read_csv(evaluated.folder / "metrics/reliability.csv")
     assert list(bins.columns) == ["confidence", "accuracy", "images"]
@@ -172,6 +192,8 @@ def test_a_second_evaluation_writes_the_same_bytes(project: Project) -> None:
         "metrics/per_class.csv",
         "metrics/confusion.csv",
         "metrics/reliability.csv",
+        "metrics/risk_coverage.csv",
+        "models/confidence.json",
         "data/predictions.csv",
         "models/MODEL_CARD.md",
     ]

@@ -43,6 +43,7 @@ def changed(baseline: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
         ("train.checkpoint_minutes", 7, ["train"]),
         ("runtime.cpu_isa", "avx2", ["train", "evaluate"]),
         ("evaluate.top_k", 2, ["evaluate"]),
+        ("evaluate.temperature", "validation", ["evaluate"]),
     ],
 )
 def test_a_changed_key_reruns_the_stages_that_it_touches(
@@ -197,7 +198,15 @@ def test_plots_diff_has_every_chart_of_both_revisions(changed: Project) -> None:
     charts = {name: charts[0]["revisions"] for name, charts in shown["data"].items()}
     tables = {
         f"metrics/{name}.csv"
-        for name in ("train", "history", "evaluation", "confusion", "per_class", "reliability")
+        for name in (
+            "train",
+            "history",
+            "evaluation",
+            "confusion",
+            "per_class",
+            "reliability",
+            "risk_coverage",
+        )
     }
     names = {"Loss", "Accuracy", *tables}
     assert charts == {name: ["HEAD~1", "HEAD"] for name in names}

@@ -1,6 +1,7 @@
 """What evaluate writes about one model on the test split: metrics, tables, predictions and the model card."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from stages.common.params import Section
 from stages.common.records import ModelRecord, Statistics
 from stages.evaluation import scoring
 from stages.evaluation.card import model_card
+from stages.evaluation.confidence import risk_coverage
 
 UNBALANCED = 2  # times as many images in the largest class as in the smallest
 
@@ -26,6 +28,8 @@ class EvaluateParams(Section):
     flip: bool  # also score with horizontal-flip test-time augmentation
     # Which test images count as seen in training: those with the pixels of a training image, or near copies too.
     duplicates: Literal["none", "identical", "near"]
+    temperature: Literal["none", "validation"]  # of the probabilities, fitted on the validation split
+    abstain: float = Field(ge=0, lt=1)  # the error rate on validation that the threshold is chosen for; 0: off
 
 
 def save_results(
@@ -39,11 +43,13 @@ def save_results(
     probabilities: NDArray[np.float32],
     flipped: NDArray[np.float32] | None,
     leaks: NDArray[np.float64] | None,
+    confidence: Mapping[str, Any],
 ) -> None:
     """Score the predictions on the test split and write every table, the metrics and the model card.
 
     metrics: folder; labels: int64 (N,); probabilities: float32 (N, classes); flipped: the same with
-    horizontal-flip test-time augmentation; leaks: of each image, see `duplicates.find_leaks`.
+    horizontal-flip test-time augmentation; leaks: of each image, see `duplicates.find_leaks`;
+    confidence: further figures, see `confidence.figures`.
     """
     classes = statistics.classes
     predicted = probabilities.argmax(axis=1)
@@ -62,6 +68,7 @@ def save_results(
     bins = scoring.reliability(labels, probabilities)
     bins = bins[bins["count"] > 0].rename(columns={"count": "images"})
     write_table(metrics / "reliability.csv", bins[["confidence", "accuracy", "images"]])
+    write_table(metrics / "risk_coverage.csv", risk_coverage(labels, probabilities))
     correct = labels[:official] == predicted[:official]
     support = np.bincount(labels, minlength=len(classes))
     unbalanced = support.max() > UNBALANCED * support.min()
@@ -71,6 +78,7 @@ def save_results(
         # On the test images that are identical to the published ones.
         "official_accuracy": float(correct.mean()) if official else None,
         "flip": None if flipped is None else scoring.score(labels, flipped, params.top_k),
+        **confidence,
         **({} if leaks is None else _leaks(labels == predicted, leaks)),
         "test_images": len(labels),
         "official_test_images": official,

@@ -3,8 +3,9 @@
     classifier = Classifier(Path("models/model.keras"))
     classifier([Path("cat.jpg").read_bytes()])  # [{"airplane": 0.01, …, "cat": 0.93, …}]
 
-Pictures are decoded and scaled by the functions that the stages download and preprocess use. An image of the test
-split, saved as PNG, gets the same float32 probabilities as in data/predictions.csv.
+Pictures are decoded and scaled by the functions that the stages download and preprocess use, and the probabilities
+have the temperature in models/confidence.json. An image of the test split, saved as PNG, gets the same float32
+probabilities as in data/predictions.csv.
 """
 
 import io
@@ -14,21 +15,26 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.common.confidence import read_confidence
 from stages.common.pictures import decode
 from stages.common.scaling import scale
-from stages.model.inference import BATCH_SIZE
-from stages.model.trained import load_predictor
+from stages.model.inference import BATCH_SIZE, Predictor
+from stages.model.trained import load_model
 
 
 class Classifier:
-    """A model that the stage train wrote, and its record."""
+    """A model that the stage train wrote, its record, and its confidence, which says when not to answer."""
 
     def __init__(self, path: Path) -> None:
-        """Load the model at `path`, NAME.keras, and NAME.json beside it; raises `StageError` as `load_model` does.
+        """Load the model at `path`, NAME.keras, and its records beside it.
+
+        Raises `StageError` as `load_model` and `read_confidence` do.
 
         Call `stages.model.runtime.start` first, with the run's params.
         """
-        self._predict, self.record = load_predictor(path)
+        model, self.record = load_model(path)
+        self.confidence = read_confidence(path, self.record.sha256)
+        self._predict = Predictor(model, self.confidence.temperature)
 
     def __call__(self, pictures: Sequence[bytes | NDArray[np.uint8]]) -> list[dict[str, float]]:
         """Return the probability of each class for each picture, in order.

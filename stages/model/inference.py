@@ -8,6 +8,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from stages.common.confidence import soften
+
 # Limits memory: the largest activations of the tutorial's network take 131 kB per image, so 65 MB per batch.
 BATCH_SIZE = 500
 PIXELS = 32 * 32  # of the images that this holds for; of larger ones, fewer are predicted at a time
@@ -16,8 +18,9 @@ PIXELS = 32 * 32  # of the images that this holds for; of larger ones, fewer are
 class Predictor:
     """The model's forward pass in inference mode, traced once."""
 
-    def __init__(self, model: keras.Model) -> None:
-        """Compile the forward pass of `model`."""
+    def __init__(self, model: keras.Model, temperature: float = 1) -> None:
+        """Compile the forward pass of `model`; temperature: of `soften`, 1 for its own probabilities."""
+        self._temperature = temperature
         shape = (None, *model.input_shape[1:])
         self._size = batch_size(shape[1:])
         self._forward = tf.function(
@@ -38,7 +41,7 @@ class Predictor:
         # A single image would be multiplied by another kernel (matrix by vector), which rounds differently.
         padded = np.repeat(images, 2, axis=0) if len(images) == 1 else images
         probabilities: NDArray[np.float32] = self._forward(padded).numpy()
-        return probabilities[: len(images)]
+        return soften(probabilities[: len(images)], self._temperature)
 
 
 def batch_size(shape: tuple[int, ...]) -> int:

@@ -1,6 +1,8 @@
 """stages/model/classifier.py: a picture gets the probabilities that evaluate wrote for the same pixels."""
 
 import io
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,33 @@ def test_own_pictures_get_the_probabilities_that_evaluate_wrote(own_pictures: Pr
     assert sorted(map(str, found)) == sorted(map(str, expected))
     images = read(own_pictures.folder / "data/raw/test.npz").images
     assert classifier([png(image) for image in images]) == expected
+
+
+def test_with_a_temperature_too_the_classifier_gives_what_evaluate_wrote(
+    first_run: Project, tmp_path: Path
+) -> None:
+    project = first_run.copy(tmp_path / "project")
+    project.choose("evaluate.temperature", "validation")
+    project.run(sys.executable, "-m", "stages.evaluate")
+    classifier = Classifier(project.folder / "models/model.keras")
+    images = read(project.folder / "data/raw/test.npz").images
+    expected = predictions(project)
+    assert classifier.confidence.temperature not in (0.1, 1, 10)
+    assert expected != predictions(first_run)
+    assert classifier([png(image) for image in images]) == expected
+    assert [classifier([image])[0] for image in images[:20]] == expected[:20]
+
+
+def test_the_confidence_of_another_model_is_refused(first_run: Project, tmp_path: Path) -> None:
+    for name in ("model.keras", "model.json", "confidence.json"):
+        (tmp_path / name).write_bytes((first_run.folder / "models" / name).read_bytes())
+    path = tmp_path / "confidence.json"
+    confidence = json.loads(path.read_bytes())
+    path.write_text(json.dumps({**confidence, "model_sha256": "0" * 64}), encoding="utf-8")
+    with pytest.raises(StageError, match=r"confidence\.json: fitted on another model .* run: dvc repro evaluate"):
+        Classifier(tmp_path / "model.keras")
+    path.unlink()
+    assert Classifier(tmp_path / "model.keras").confidence.temperature == 1
 
 
 def test_a_model_that_is_not_the_one_in_its_record_is_refused(first_run: Project, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from stages.common import pictures, splits
+from stages.common.confidence import Confidence
 from stages.common.failure import StageError
 from stages.common.records import DatasetRecord, ModelRecord
 from stages.common.scaling import scale
@@ -51,6 +52,7 @@ NETWORKS: dict[str, ModelParams] = {
     ),
     "fast": FastParams(network="fast", widths=[8], activation="silu", batch_norm_momentum=0.6, logit_scale=0.5),
 }
+TEMPERATURE = {"tutorial": 1.0, "fast": 1.7}
 BY_CHANNEL = {"tutorial": None, "fast": ([0.5, 0.4, 0.3], [0.2, 0.3, 0.4])}
 
 
@@ -78,7 +80,8 @@ def trained(name: str, folder: Path, **of_model: Any) -> Trained:
         parameters=model.count_params(),
     )
     split = splits.read(folder / "test.npz")
-    return Trained(model, 1000, record, split, split, "c" * 40)
+    confidence = Confidence(model_sha256="a" * 64, temperature=TEMPERATURE[name], threshold=0.5)
+    return Trained(model, 1000, record, confidence, split, split, "c" * 40)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,7 +115,7 @@ def test_every_float32_file_gives_the_models_probabilities_for_any_number_of_ima
     run, folder = exported
     name = "fast" if run.record.scaling == "standardize" else "tutorial"
     scaled = np.concatenate(list(scale([run.test.images], BY_CHANNEL[name])))
-    expected = Predictor(run.model)(scaled)
+    expected = Predictor(run.model, TEMPERATURE[name])(scaled)
     for form, load in runs(folder).items():
         for count in (1, 7, 60):
             found = load(np.array(run.test.images[:count]))
@@ -194,7 +197,7 @@ def test_renaming_leaves_the_output_of_onnx_as_it_was(exported: tuple[Trained, P
 
     run, folder = exported
     name = "fast" if run.record.scaling == "standardize" else "tutorial"
-    graph = from_pixels(float32_twin(run.model), BY_CHANNEL[name])
+    graph = from_pixels(float32_twin(run.model), BY_CHANNEL[name], TEMPERATURE[name])
     spec = [tf.TensorSpec((None, *SHAPE), tf.uint8, INPUT)]
     tf2onnx.convert.from_function(tf.function(graph), spec, opset=18, output_path=str(tmp_path / "raw.onnx"))
     images = np.array(run.test.images)
@@ -207,6 +210,7 @@ def test_the_signature_is_inside_each_file_too(exported: tuple[Trained, Path]) -
     text = (folder / "signature.json").read_text(encoding="utf-8")
     signature = json.loads(text)
     assert signature["input"]["shape"] == ["N", *SHAPE]
+    assert signature["confidence"]["threshold"] == 0.5
     assert (signature["classes"], signature["commit"]) == (CLASSES, "c" * 40)
     assert (signature["model_sha256"], signature["dataset"]["sha256"]) == ("a" * 64, "d" * 64)
     assert (folder / "labels.txt").read_text(encoding="utf-8").splitlines() == CLASSES

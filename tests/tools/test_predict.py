@@ -44,7 +44,9 @@ def test_csv_has_the_probabilities_of_evaluate(project: Project, capsys: pytest.
     )
     table = expected(project)
     assert [row[1] for row in rows] == table["prediction"].tolist()
-    assert [row[3:] for row in rows] == table.filter(like="probability_").to_numpy().tolist()
+    threshold = json.loads((project.folder / "models/confidence.json").read_bytes())["threshold"]
+    assert [row[-1] for row in rows] == [str(float(row[2]) >= (threshold or 0)).lower() for row in rows]
+    assert [row[3:-1] for row in rows] == table.filter(like="probability_").to_numpy().tolist()
 
 
 def test_what_cannot_be_read_is_listed_and_does_not_stop_the_rest(project: Project, tmp_path: Path) -> None:

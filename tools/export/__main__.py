@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from stages.common import failure
+from stages.common.confidence import read_confidence
 from stages.common.exclusive import exclusive
 from stages.common.failure import StageError
 from stages.common.outputs import require_space
@@ -44,7 +45,8 @@ def main(arguments: Sequence[str]) -> None:
 
     model, record = load_model(path)
     size = path.stat().st_size
-    trained = Trained(model, size, record, test, training, commit(checkout))
+    confidence = read_confidence(path, record.sha256)
+    trained = Trained(model, size, record, confidence, test, training, commit(checkout))
     folder = checkout / "exports" / (options.name or record.dataset.name)
     require_space(folder.parent, (len(formats) + 2) * size)
     with exclusive(folder.parent):

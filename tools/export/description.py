@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from stages.common.confidence import Confidence
 from stages.common.records import ModelRecord
 from stages.evaluation.card import RESIZE
 from tools.export.formats import FORMATS
@@ -27,7 +28,7 @@ HEADER = (
 )
 
 
-def signature(record: ModelRecord, commit: str | None) -> dict[str, Any]:
+def signature(record: ModelRecord, confidence: Confidence, commit: str | None) -> dict[str, Any]:
     """Return the content of signature.json: how to call the exported files, and what they were made from."""
     return {
         "schema_version": SCHEMA_VERSION,
@@ -39,6 +40,7 @@ def signature(record: ModelRecord, commit: str | None) -> dict[str, Any]:
             "channels": color_mode(record.shape[2]),
         },
         "output": {"name": OUTPUT, "dtype": "float32", "shape": ["N", len(record.classes)]},
+        "confidence": {"temperature": confidence.temperature, "threshold": confidence.threshold},
         "classes": record.classes,
         "decoding": {
             **record.decoding.model_dump(),
@@ -46,7 +48,7 @@ def signature(record: ModelRecord, commit: str | None) -> dict[str, Any]:
             "filter": "Pillow's bicubic, antialiased",
             "transparency": "white",
         },
-        "scaling": "in the graph",
+        "scaling": "in the graph, as is the temperature",
         "model_sha256": record.sha256,
         "dataset": record.dataset.model_dump(),
         "commit": commit,

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from stages.common.confidence import Confidence
 from stages.common.failure import StageError
 from stages.common.outputs import write_json
 from stages.common.records import ModelRecord
@@ -32,11 +33,12 @@ TRAINED, TWIN = "models/model.keras", "models/model.keras in float32"
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """A model that the pipeline trained, its file's size in bytes, its record, its raw splits, and the commit."""
+    """A model that the pipeline trained, its file's size in bytes, its records, its raw splits, and the commit."""
 
     model: keras.Model
     size: int
     record: ModelRecord
+    confidence: Confidence
     test: Split
     training: Split
     commit: str | None
@@ -51,12 +53,14 @@ def export(
     max_difference: float = TOLERANCE,
 ) -> dict[str, Any]:
     """Write `folder` and return the content of its export.json; when a check fails, raise and keep nothing."""
-    record = trained.record
+    record, temperature = trained.record, trained.confidence.temperature
     by_channel = (record.mean, record.std) if record.scaling == "standardize" else None
     network = float32_twin(trained.model)
     lowered = any(layer.compute_dtype != "float32" for layer in trained.model.layers)
     checker = Checker(trained.test.images, trained.test.labels, max_drop, max_difference)
-    as_trained, in_float32 = (_scaling(Predictor(model), by_channel) for model in (trained.model, network))
+    as_trained, in_float32 = (
+        _scaling(Predictor(model, temperature), by_channel) for model in (trained.model, network)
+    )
     before, expected = checker.predict(as_trained), checker.predict(in_float32)
     of_file = {"bytes": trained.size, "sha256": record.sha256}
     files = {TRAINED: {**of_file, **asdict(checker.check(TRAINED, as_trained, before, exact=True))}}
@@ -64,9 +68,9 @@ def export(
     if lowered:
         files[TWIN] = {**of_file, **asdict(twin)}
 
-    graph = from_pixels(network, by_channel)
+    graph = from_pixels(network, by_channel, temperature)
     with _replacing_folder(folder) as partial:
-        write_json(partial / "signature.json", description.signature(record, trained.commit))
+        write_json(partial / "signature.json", description.signature(record, trained.confidence, trained.commit))
         (partial / "labels.txt").write_text("".join(f"{name}\n" for name in record.classes), encoding="utf-8")
         text = (partial / "signature.json").read_text(encoding="utf-8")
         for name in tqdm(formats, "export", disable=None, leave=False):
@@ -88,6 +92,7 @@ def export(
         report = {
             "schema_version": SCHEMA_VERSION,
             "model_sha256": record.sha256,
+            "temperature": temperature,
             "test_images": len(trained.test.labels),
             "threads": threads,
             "versions": runtime.versions(),

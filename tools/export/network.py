@@ -30,10 +30,13 @@ def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
     return type(layer).from_config({**layer.get_config(), **own})
 
 
-def from_pixels(network: keras.Model, by_channel: tuple[Sequence[float], Sequence[float]] | None) -> Graph:
+def from_pixels(
+    network: keras.Model, by_channel: tuple[Sequence[float], Sequence[float]] | None, temperature: float = 1
+) -> Graph:
     """Return the function from images, uint8 (N, H, W, C), to {"probabilities": float32 (N, classes)}.
 
     by_channel: mean and standard deviation of each channel, when the network was trained on standardized pixels.
+    temperature: of the probabilities, see `stages.common.confidence.soften`.
     """
 
     def graph(images: Any) -> dict[str, Any]:
@@ -41,7 +44,11 @@ def from_pixels(network: keras.Model, by_channel: tuple[Sequence[float], Sequenc
         if by_channel:
             scaled = (scaled - tf.constant(by_channel[0], tf.float32)) / _kept(by_channel[1])
         # Not left to Keras: after a layer such as Resizing it would call the network in training mode.
-        return {OUTPUT: network(scaled, training=False)}
+        probabilities = network(scaled, training=False)
+        if temperature != 1:
+            powers = tf.pow(probabilities, tf.constant(1 / temperature, tf.float32))
+            probabilities = powers / tf.reduce_sum(powers, axis=1, keepdims=True)
+        return {OUTPUT: probabilities}
 
     return graph
 

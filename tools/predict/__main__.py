@@ -1,7 +1,8 @@
 """Predict the classes of pictures: `python -m tools.predict PATH …`.
 
 A PATH is a file, a folder, a glob, or - for a picture on standard input. Prints a line for each picture with
-its most probable classes, or CSV, or JSON. Pictures that cannot be read are listed on standard error, and the
+its most probable classes, or CSV, or JSON, and whether the probability is above the threshold that the stage
+evaluate chose. Pictures that cannot be read are listed on standard error, and the
 exit code is 1.
 
 When exports/ has an ONNX file of the same model, it answers, because it starts without TensorFlow; its
@@ -36,9 +37,9 @@ def main(arguments: Sequence[str]) -> None:
         path = options.folder / "models" / "model.keras"
         if options.model is not None:
             path = fetch_model(options.folder, options.model, Path(folder), "--model")
-        run, record = open_model(options.folder, path, options.exact)
+        run, record, confidence = open_model(options.folder, path, options.exact)
     labels = label_indices(paths, record.classes) if options.labelled else {}
-    printer = options.printer(record.classes, options.top)
+    printer = options.printer(record.classes, options.top, confidence)
     rows: list[NDArray[np.float32]] = []
     truth: list[int] = []
     unreadable = 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.common.confidence import Confidence, read_confidence
 from stages.common.params import load
 from stages.common.records import ModelRecord, read_record
 from stages.model import runtime
@@ -18,28 +19,30 @@ from stages.model.runtime import RuntimeParams
 Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-def open_model(checkout: Path, path: Path, exact: bool) -> tuple[Run, ModelRecord]:
-    """Return a function from images, uint8 (N, H, W, C), to probabilities, float32 (N, classes), and the record.
+def open_model(checkout: Path, path: Path, exact: bool) -> tuple[Run, ModelRecord, Confidence]:
+    """Return a function from images, uint8 (N, H, W, C), to probabilities, float32 (N, classes), the model's
+    record, and when to answer.
 
     Unless `exact`, an ONNX export of the model in `path` answers when `checkout` has one, because it starts
     without TensorFlow; tools.export has checked that it is within 1e-5 of the model.
     """
     record = read_record(path.with_suffix(".json"), ModelRecord)
+    confidence = read_confidence(path, record.sha256)
     params = load(checkout / "params.yaml", "runtime", RuntimeParams)
-    if not exact and find_spec("onnxruntime") and (export := _export(checkout / "exports", record.sha256)):
+    if not exact and find_spec("onnxruntime") and (export := _export(checkout / "exports", confidence)):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = params.threads
         session = onnxruntime.InferenceSession(export, options, providers=["CPUExecutionProvider"])
-        return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0], record
+        return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0], record, confidence
     runtime.start(params, seed=0)
     from stages.model.classifier import Classifier  # only now, as it loads TensorFlow
 
-    return Classifier(path).probabilities, record
+    return Classifier(path).probabilities, record, confidence
 
 
-def _export(exports: Path, model_sha256: str) -> bytes | None:
+def _export(exports: Path, confidence: Confidence) -> bytes | None:
     for path in sorted(exports.glob("*/export.json")):
         try:
             report = json.loads(path.read_bytes())
@@ -49,7 +52,9 @@ def _export(exports: Path, model_sha256: str) -> bytes | None:
             found = report["files"].get(onnx.name, {})
             recorded = found.get("sha256")
             close = found.get("largest_difference", 1) <= 1e-5  # unless made with a higher --max-difference
-            if report["model_sha256"] == model_sha256 and exact and close and recorded:
+            same = report["model_sha256"] == confidence.model_sha256
+            same = same and report.get("temperature", 1) == confidence.temperature
+            if same and exact and close and recorded:
                 content = onnx.read_bytes()
                 if sha256(content).hexdigest() == recorded:
                     return content
