@@ -25,6 +25,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from stages.common.confidence import Confidence
 from stages.common.pictures import Decoding
 from stages.common.records import DatasetRecord, ModelRecord
 from stages.common.splits import read
@@ -90,7 +91,8 @@ def serving(
 ) -> Iterator[str]:
     """A server in a thread, with a model and limits of the test's own."""
     limits = limits or Limits(seconds=5)
-    app = create_app(run, RECORD, limits, frozenset({"127.0.0.1"}), [cors] if cors else [])
+    confidence = Confidence(model_sha256=RECORD.sha256)
+    app = create_app(run, RECORD, confidence, limits, frozenset({"127.0.0.1"}), [cors] if cors else [])
     listener = socket.create_server(("127.0.0.1", 0))
     made = protocol.server(app, limits.seconds)
     thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]})

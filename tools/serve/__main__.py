@@ -8,6 +8,7 @@ Without --folder, it serves models/ of this checkout or, before the first `dvc r
 """
 
 import argparse
+import contextlib
 import shutil
 import signal
 import socket
@@ -44,7 +45,9 @@ def main(arguments: Sequence[str]) -> None:
                 if not path.exists():
                     raise StageError(f"{path}: no such file; run: make demo, or dvc repro")
                 shutil.copy(path, private)
-            run, record = open_model(folder, Path(private, "model.keras"), options.exact)
+            with contextlib.suppress(FileNotFoundError):  # without evaluate there is none
+                shutil.copy(_model(folder).with_name("confidence.json"), private)
+            run, record, confidence = open_model(folder, Path(private, "model.keras"), options.exact)
         for count in (1, 2):  # the first calls compile
             run(np.zeros((count, *record.shape), np.uint8))
         host, port = listener.getsockname()[:2]
@@ -54,7 +57,8 @@ def main(arguments: Sequence[str]) -> None:
         version = record.sha256[:12]
         print(f"{address}: model {version} of {folder}, {record.dataset.name}; Ctrl-C stops", flush=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
-        server(create_app(run, record, limits, hosts, options.cors), limits.seconds).run(sockets=[listener])
+        app = create_app(run, record, confidence, limits, hosts, options.cors)
+        server(app, limits.seconds).run(sockets=[listener])
 
 
 def _model(folder: Path) -> Path:

@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from stages.common.confidence import Confidence
 from stages.common.pictures import Unreadable
 from stages.common.records import ModelRecord
 from tools.predict.models import Run
@@ -66,6 +67,7 @@ class Prediction(BaseModel):
     name: str | None = Field(default=None, description="The file's name in the form.")
     class_: str | None = Field(default=None, alias="class")
     probability: float | None = None
+    certain: bool | None = Field(default=None, description="false: below the threshold; none of the classes.")
     probabilities: dict[str, float] | None = None
     pixels: str | None = Field(default=None, description="What the network sees: a PNG as a data: address.")
     error: str | None = None
@@ -79,11 +81,17 @@ class Predictions(BaseModel):
 
 
 def create_app(
-    run: Run, record: ModelRecord, limits: Limits, hosts: frozenset[str] | None, origins: Sequence[str] = ()
+    run: Run,
+    record: ModelRecord,
+    confidence: Confidence,
+    limits: Limits,
+    hosts: frozenset[str] | None,
+    origins: Sequence[str] = (),
 ) -> ASGIApp:
     """Return the application that serves `run`, a function from uint8 (N, H, W, C) to float32 (N, classes).
 
-    hosts: the names in the Host header that are answered, None for all. origins: sites whose pages may call it.
+    confidence: which predictions are certain. hosts: the names in the Host header that are answered, None for all.
+    origins: sites whose pages may call it.
     """
     metrics = Metrics()
     worker = Worker(run, record.decoding, limits, metrics)
@@ -109,7 +117,7 @@ def create_app(
         },
     )
     _add_pages(app, record)
-    _add_predict(app, record, worker, limits, metrics)
+    _add_predict(app, record, confidence, worker, limits, metrics)
     _add_open_inference(app, record, worker, limits, metrics)
 
     @app.get("/metrics", tags=["server"], summary="Counters for Prometheus")
@@ -150,7 +158,9 @@ def _page(content: str, media_type: str) -> Callable[[], Awaitable[Response]]:
     return page
 
 
-def _add_predict(app: FastAPI, record: ModelRecord, worker: Worker, limits: Limits, metrics: Metrics) -> None:
+def _add_predict(
+    app: FastAPI, record: ModelRecord, confidence: Confidence, worker: Worker, limits: Limits, metrics: Metrics
+) -> None:
     version = open_inference.version(record)
 
     @app.post(
@@ -174,7 +184,7 @@ def _add_predict(app: FastAPI, record: ModelRecord, worker: Worker, limits: Limi
             if isinstance(each, Unreadable):
                 prediction["error"] = str(each)
             else:
-                prediction |= _prediction(next(rows), record.classes)
+                prediction |= _prediction(next(rows), record.classes, confidence)
                 if pixels:
                     prediction["pixels"] = _data_uri(each)
             predictions.append(prediction)
@@ -253,12 +263,13 @@ def _add_open_inference(
         return _json(open_inference.response(model, record, id_, probabilities))
 
 
-def _prediction(row: NDArray[np.float32], classes: Sequence[str]) -> dict[str, Any]:
+def _prediction(row: NDArray[np.float32], classes: Sequence[str], confidence: Confidence) -> dict[str, Any]:
     values = [float(str(value)) for value in row]  # the shortest decimals that are these float32
     best = int(row.argmax())
     return {
         "class": classes[best],
         "probability": values[best],
+        "certain": bool(confidence.certain(row[np.newaxis])[0]),
         "probabilities": dict(zip(classes, values, strict=True)),
     }
 
