@@ -26,7 +26,7 @@ def evaluated(folder: Path, labels: list[int], predicted: list[int]) -> tuple[di
         epoch=1,
         parameters=1,
     )
-    params = EvaluateParams(top_k=1, flip=False, duplicates="none")
+    params = EvaluateParams(top_k=1, flip=False, duplicates="none", temperature="none", abstain=0)
     probabilities = np.eye(2, dtype=np.float32)[predicted]
     save_results(
         folder,
@@ -39,6 +39,7 @@ def evaluated(folder: Path, labels: list[int], predicted: list[int]) -> tuple[di
         probabilities,
         None,
         None,
+        {},
     )
     figures = parse_figures((folder / "evaluation.csv").read_bytes(), "evaluation.csv")
     return figures, json.loads((folder / "evaluation.json").read_bytes())

@@ -48,7 +48,7 @@ def suspicious(
 
 def audit(data: Data, out: Path, folds: int) -> tuple[list[str], list[Row]]:
     """Write labels.html, labels.csv and labels.json; return a summary and the suspicious labels."""
-    run, record = open_model(data.folder, data.folder / "models" / "model.keras", exact=True)
+    run, record, _ = open_model(data.folder, data.folder / "models" / "model.keras", exact=True)
     if record.dataset != data.source.dataset or record.classes != data.source.classes:
         raise StageError("the model was trained on other data than data/raw; run: dvc repro")
     train, test = data.splits["train"], data.splits["test"]
