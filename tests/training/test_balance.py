@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 from sklearn.utils.class_weight import compute_class_weight
@@ -73,8 +74,10 @@ def test_a_thousand_classes_are_summarized_in_short_lines() -> None:
     assert max(map(len, lines)) < 300
 
 
-def weighted(folder: Path, *callbacks: Any, vector: Any = (3.0, 1.0, 0.25), **changes: Any) -> list[Any]:
-    model = build()
+def weighted(
+    folder: Path, *callbacks: Any, vector: Any = (3.0, 1.0, 0.25), dropout: float = 0.3, **changes: Any
+) -> list[Any]:
+    model = build(dropout)
     params = TrainParams(**{**PLAIN, **changes})
     vector = None if vector is None else np.array(vector, np.float32)
     trainer = Trainer(
@@ -94,7 +97,7 @@ def test_weights_of_1_give_the_same_bytes_as_no_weights(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("started")
 def test_twice_the_weights_double_the_loss_and_so_an_sgd_step(tmp_path: Path) -> None:
-    sgd = {"optimizer": "sgd", "epochs": 1, "batch_size": IMAGES}
+    sgd: dict[str, Any] = {"optimizer": "sgd", "epochs": 1, "batch_size": IMAGES}
     start = weights(build())
     single = weighted(tmp_path / "a", vector=None, **sgd)
     double = weighted(tmp_path / "b", vector=(2, 2, 2), **sgd)
@@ -115,3 +118,13 @@ def test_a_resumed_run_with_class_weights_gives_the_same_bytes(tmp_path: Path) -
 def test_the_vector_has_the_order_of_the_classes() -> None:
     vector = as_vector({"cat": 0.5, "dog": 2.0})
     assert vector is not None and vector.dtype == np.float32 and vector.tolist() == [0.5, 2.0]
+
+
+@pytest.mark.usefixtures("started")
+def test_a_step_is_that_of_keras_with_the_same_class_weights(tmp_path: Path) -> None:
+    model, images = build(dropout=0), split(slice(IMAGES))
+    model.compile(keras.optimizers.SGD(0.01), "categorical_crossentropy")
+    model.train_on_batch(images.images, images.labels, class_weight={0: 3.0, 1: 1.0, 2: 0.25})
+    ours = weighted(tmp_path, dropout=0.0, optimizer="sgd", epochs=1, batch_size=IMAGES)
+    for one, other in zip(ours, model.get_weights(), strict=False):
+        np.testing.assert_allclose(one, other, atol=1e-6)
