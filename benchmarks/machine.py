@@ -1,7 +1,9 @@
-"""The CPU that a benchmark runs on: its name, and whether it computes in bfloat16."""
+"""The machine that a benchmark runs on: its CPU, whether that computes in bfloat16, and its GPUs."""
 
 import os
 import platform
+import shutil
+import subprocess
 from pathlib import Path
 
 from stages.common.failure import StageError
@@ -15,6 +17,14 @@ def describe() -> str:
     cpu = next(names, platform.processor() or platform.machine())
     flags = " ".join(sorted(_flags())) or "flags unknown"
     return f"{cpu} ({flags}), {platform.machine()}, {os.cpu_count()} cores, {versions()}"
+
+
+def gpus() -> list[str]:
+    """Return the name, memory and driver version of each NVIDIA GPU; none without `nvidia-smi`."""
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
+    return subprocess.run(query, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def require_bfloat16() -> None:

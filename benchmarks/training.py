@@ -1,13 +1,13 @@
-"""Our engine beside the tutorial's `model.fit`, on the tutorial's network: images a second in training.
+"""Compares this training loop with the tutorial's `model.fit`: images per second on the tutorial's network.
 
-Run as `make bench`. Every run is a separate process, the contestants in turns, in another order each round; an
-epoch to warm up, then one that is measured, of 6,400 random images: enough for a rate, while what is learnt is
-measured by benchmarks.accuracy. `fit` has as many threads as there are cores, TensorFlow's choice, the others
-two. On a machine that others share the clock is noisy. The CPU time of the process is less so, but it counts
-threads that wait in a loop as if they computed. Let the machine be idle: contestants may not lose alike to other
-work. A contestant that this machine cannot run is left out, with the reason. The last line printed is JSON: the
-median of each rate over that of the tutorial's fit at batch 32, and in `per_cpu_second` the same of images a
-second of CPU time.
+Run as `make bench`; `--json FILE` also writes everything measured, with the machine and its GPUs. Each run is a
+separate process. The contestants take turns, in another order each round. A run trains one epoch to warm up and
+measures a second one, of 6,400 random images; benchmarks.accuracy measures what is learned. `fit` has as many
+threads as there are cores, TensorFlow's default; this training loop has those of params.yaml. Use an idle machine:
+other work does not slow all contestants down equally. CPU time is less noisy than the clock, but it counts threads
+that spin while waiting. A contestant that this machine cannot run is left out, with the reason. The last line
+printed is JSON: the median of each rate over that of the tutorial's fit at batch 32, and in `per_cpu_second` the
+same by CPU time.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from benchmarks import machine
 from benchmarks.process import ROOT, measured
 from stages.common import failure
 from stages.common.failure import StageError
+from stages.common.outputs import write_json
 from stages.common.splits import Split
 
 IMAGES = 6_400
@@ -51,6 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         metavar="NAME",
         help=f"some of: {', '.join(CONTESTANTS)}; fit, which all are compared with, runs in any case",
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all rates and the machine here")
     parser.add_argument("--only", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.only:
@@ -70,7 +72,16 @@ def main(arguments: Sequence[str]) -> None:
                 continue
             rates[name].append(found)
             print(f"round {number + 1}: {name} {found[0]:,.0f} images/s, {found[1]:,.0f} a CPU second", flush=True)
-    _report(rates)
+    ratios = _report(rates)
+    if options.json:
+        each = {
+            name: {"images_per_second": clocked, "images_per_cpu_second": by_cpu}
+            for name, (clocked, by_cpu) in ((name, zip(*found, strict=True)) for name, found in rates.items())
+        }
+        write_json(
+            options.json,
+            {"machine": machine.describe(), "gpus": machine.gpus(), "rates": each, "over_fit": ratios},
+        )
 
 
 def fit(arrays: Arrays, precision: str = "float32") -> Rates:
@@ -182,6 +193,7 @@ CONTESTANTS: dict[str, Contestant] = {
     "float32_bs128": lambda arrays: engine(arrays, batch_size=128),
     "bfloat16_bs32": lambda arrays: engine(arrays, "bfloat16"),
     "bfloat16_bs128": lambda arrays: engine(arrays, "bfloat16", 128),
+    "float16_bs128": lambda arrays: engine(arrays, "float16", 128),
     "pytorch_float32_bs32": pytorch,
     "pytorch_bfloat16_bs32": lambda arrays: pytorch(arrays, "bfloat16"),
 }
@@ -242,7 +254,7 @@ def _rates(timer: Any, arrays: Arrays) -> Rates:
     return images / timer.seconds[MEASURED], images / timer.cpu_seconds[MEASURED]
 
 
-def _report(rates: Mapping[str, Sequence[Rates]]) -> None:
+def _report(rates: Mapping[str, Sequence[Rates]]) -> dict[str, Any]:
     print(f"\n{machine.describe()}\n")
     print(f"{'':23} median   lowest  highest  over fit  over fit, a CPU second")
     medians = {
@@ -256,7 +268,9 @@ def _report(rates: Mapping[str, Sequence[Rates]]) -> None:
         print(f"{name:23} {rate:6,.0f} {min(clocked):8,.0f} {max(clocked):8,.0f} {over:9.2f} {cpu_over:23.2f}")
         if name != "fit":
             ratios[name], by_cpu[name] = round(over, 3), round(cpu_over, 3)
-    print(json.dumps({**ratios, "per_cpu_second": by_cpu}))
+    ratios["per_cpu_second"] = by_cpu
+    print(json.dumps(ratios))
+    return ratios
 
 
 if __name__ == "__main__":

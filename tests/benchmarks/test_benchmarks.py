@@ -45,12 +45,18 @@ def test_accuracy_trains_every_contestant_with_every_seed(first_run: Project) ->
 
 
 @pytest.mark.slow
-def test_training_compares_the_chosen_contestants_with_fit() -> None:
-    done = benchmark("training", "--rounds", "1", "--images", "64", "--contestants", "float32_bs32_any_order")
+def test_training_compares_the_chosen_contestants_with_fit(tmp_path: Path) -> None:
+    written = tmp_path / "rates.json"
+    arguments = ("--rounds", "1", "--images", "64", "--contestants", "float32_bs32_any_order")
+    done = benchmark("training", *arguments, "--json", str(written))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found.keys() == {"float32_bs32_any_order", "per_cpu_second"}
     assert found["per_cpu_second"].keys() == {"float32_bs32_any_order"}
+    content = json.loads(written.read_bytes())
+    assert content["over_fit"] == found
+    assert content["rates"].keys() == {"fit", "float32_bs32_any_order"}
+    assert len(content["rates"]["fit"]["images_per_second"]) == 1
 
 
 @pytest.mark.slow
