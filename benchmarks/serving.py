@@ -69,7 +69,7 @@ from tools.predict.models import open_model
 from tools.predict.sources import batches, find
 
 folder, seconds = Path(sys.argv[1]), float(sys.argv[3])
-run, record = open_model(folder, folder / "models/model.keras", sys.argv[4] == "exact")
+run, record, _ = open_model(folder, folder / "models/model.keras", sys.argv[4] == "exact")
 paths = find([sys.argv[2]])
 for warm in (True, False):
     count, began = 0, time.perf_counter()

@@ -7,14 +7,11 @@ import io
 import json
 import re
 import signal
-import socket
-import struct
 import subprocess
 import sys
 import threading
 import time
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,50 +22,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from stages.common.confidence import Confidence
-from stages.common.pictures import Decoding
-from stages.common.records import DatasetRecord, ModelRecord
 from stages.common.splits import read
 from tests.project import ROOT, Project
+from tests.tools.serving import Server, answer, bomb, connect, grey, mean, png, serving
 from tools.serve import protocol
-from tools.serve.app import create_app
 from tools.serve.limits import Limits
 
 SMALL = ["--max-bytes", "100000", "--max-files", "8", "--max-pixels", "1000000"]
-RECORD = ModelRecord(
-    sha256="0" * 64,
-    dataset=DatasetRecord(name="dots", edition="", sha256=""),
-    classes=["dark", "light"],
-    decoding=Decoding(height=4, width=4, channels=1),
-    scaling="unit",
-    mean=[0],
-    std=[1],
-    epoch=1,
-    parameters=0,
-)
-
-
-class Server:
-    """`python -m tools.serve` in a process of its own."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "tools.serve", "--folder", str(folder), "--port", "0", *options]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        assert self.process.stdout
-        line = self.process.stdout.readline()
-        found = re.match(r"http://127\.0\.0\.1:(\d+): model \w{12} of ", line)
-        if not found:
-            self.process.kill()
-            raise AssertionError(line + self.process.communicate()[1])
-        self.port = int(found[1])
-        self.url = f"http://127.0.0.1:{self.port}"
-
-    def stop(self) -> int:
-        self.process.send_signal(signal.SIGTERM)
-        self.process.communicate(timeout=60)
-        return self.process.returncode
 
 
 @pytest.fixture(scope="module")
@@ -77,55 +37,6 @@ def server(first_run: Project) -> Iterator[Server]:
     started = Server(first_run.folder, *SMALL)
     yield started
     assert started.stop() == 0
-
-
-def mean(images: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """A classifier of dark and light."""
-    light = images.reshape(len(images), -1).mean(axis=1, dtype=np.float32) / np.float32(255)
-    return np.stack([1 - light, light], axis=1)
-
-
-@contextlib.contextmanager
-def serving(
-    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = mean, limits: Limits | None = None, cors: str = ""
-) -> Iterator[str]:
-    """A server in a thread, with a model and limits of the test's own."""
-    limits = limits or Limits(seconds=5)
-    confidence = Confidence(model_sha256=RECORD.sha256)
-    app = create_app(run, RECORD, confidence, limits, frozenset({"127.0.0.1"}), [cors] if cors else [])
-    listener = socket.create_server(("127.0.0.1", 0))
-    made = protocol.server(app, limits.seconds)
-    thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        made.should_exit = True
-        thread.join(60)
-        listener.close()
-
-
-def png(pixels: NDArray[np.uint8]) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def grey(level: int) -> bytes:
-    return png(np.full((4, 4), level, np.uint8))
-
-
-def connect(url: str) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=30)
-
-
-def answer(connection: socket.socket) -> bytes:
-    """Everything that the server sends until it closes the connection."""
-    parts = []
-    with contextlib.suppress(ConnectionResetError):
-        while part := connection.recv(65536):
-            parts.append(part)
-    return b"".join(parts)
 
 
 def require_problem(response: httpx.Response, status: int, words: str) -> None:
@@ -308,15 +219,6 @@ def test_a_body_of_unknown_length_is_cut_at_the_limit(server: Server) -> None:
             yield b"x" * 1000
 
     require_problem(httpx.post(f"{server.url}/predict", content=parts()), 413, "more than 100,000 bytes")
-
-
-def bomb(side: int) -> bytes:
-    """A PNG of side x side pixels, all black, in few bytes."""
-    rows = zlib.compressobj(9)
-    data = b"".join(rows.compress(bytes(side + 1)) for _ in range(side)) + rows.flush()
-    chunks = ((b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)), (b"IDAT", data), (b"IEND", b""))
-    parts = (struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
 def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(server: Server) -> None:

@@ -13,6 +13,7 @@ from tools.serve.metrics import Metrics
 from tools.serve.problems import Problem, busy
 
 DRAIN_SECONDS = 2
+HEADER_BYTES = 16_384
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 SECURITY = {
     "Cache-Control": "no-store",
@@ -62,6 +63,10 @@ class Gate:
         # A page of another site may have its name resolve to this machine and then read the answers.
         if self._hosts is not None and _name(headers.get("host", "")) not in self._hosts:
             raise Problem(HTTPStatus.MISDIRECTED_REQUEST, "this server does not answer for the name in Host")
+        # The parser cuts long headers only when they arrive in several parts.
+        if sum(len(name) + len(value) for name, value in headers.raw) > HEADER_BYTES:
+            detail = f"the headers have more than {HEADER_BYTES:,} bytes"
+            raise Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
         if int(headers.get("content-length", 0)) > self._limits.bytes:
             raise _too_large(self._limits)
 

@@ -44,14 +44,14 @@ async function next() {
 
 async function predict(picture) {
   const form = new FormData();
-  form.append("picture", picture, nameOf(picture));
+  form.append("picture", picture, "picture");
   const response = await fetch("/predict?pixels=true", {method: "POST", body: form});
   if (response.status === 503) {
     await new Promise(resolve => setTimeout(resolve, 1000 * (response.headers.get("Retry-After") ?? 1)));
     return predict(picture);
   }
   const answer = await response.json();
-  return response.ok ? answer.predictions[0] : {error: answer.detail.replace(`${nameOf(picture)} `, "")};
+  return response.ok ? answer.predictions[0] : {error: answer.detail.replace(/^picture /, "")};
 }
 
 function nameOf(picture) {
@@ -66,7 +66,8 @@ function card(picture, prediction, milliseconds) {
   } else {
     const seen = element("img", {src: prediction.pixels, className: "pixels", alt: `${nameOf(picture)}, as the network sees it`});
     shown.append(figure(seen, "as the network sees it"));
-    words.append(element("p", {textContent: `${nameOf(picture)}, ${milliseconds} ms`}), bars(prediction.probabilities));
+    const doubt = prediction.certain ? "" : "not certain, perhaps none of the classes; ";
+    words.append(element("p", {textContent: `${doubt}${nameOf(picture)}, ${milliseconds} ms`}), bars(prediction.probabilities));
   }
   return element("li", {}, shown, words);
 }
@@ -88,11 +89,19 @@ function figure(content, caption) {
 function bars(probabilities) {
   const best = Object.entries(probabilities).sort((one, other) => other[1] - one[1]).slice(0, TOP);
   const list = element("dl", {className: "bars"});
-  best.forEach(([name, probability], index) => {
-    const meter = element("meter", {value: probability, className: index ? "" : "best", ariaLabel: name});
-    list.append(element("dt", {textContent: name}), element("dd", {}, meter), element("dd", {textContent: percent(probability)}));
-  });
+  for (const [name, probability] of best) {
+    list.append(element("dt", {textContent: name}), element("dd", {}, bar(probability)), element("dd", {textContent: percent(probability)}));
+  }
   return list;
+}
+
+function bar(share) {
+  const [svg, rect] = ["svg", "rect"].map(name => document.createElementNS("http://www.w3.org/2000/svg", name));
+  const attributes = {viewBox: "0 0 1 1", preserveAspectRatio: "none", "aria-hidden": true};
+  Object.entries(attributes).forEach(([name, value]) => svg.setAttribute(name, value));
+  Object.entries({width: share, height: 1}).forEach(([name, value]) => rect.setAttribute(name, value));
+  svg.append(rect);
+  return svg;
 }
 
 // Pick, drop, paste.

@@ -1,6 +1,7 @@
 """uvicorn's HTTP/1.1, with a limit on connections and on the time that a request's head may take."""
 
 import asyncio
+import logging
 import math
 import socket
 
@@ -17,6 +18,7 @@ HEAD_SECONDS = 10
 
 def server(app: ASGIApp, seconds: float) -> uvicorn.Server:
     """Return a server of `app`; seconds: how long a signal lets running requests go on."""
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # or every malformed form is in the log
     config = uvicorn.Config(
         app,
         http=Protocol,
