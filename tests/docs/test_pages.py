@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,15 @@ def test_every_link_leads_to_a_file_and_a_heading_that_exist(name: str) -> None:
         assert file.exists(), target
         if anchor:
             assert anchor in anchors(file.read_text(encoding="utf-8")), target
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_manifest_and_shell_script_parses(name: str) -> None:
+    for language, block in re.findall(r"^```(sh|yaml)\n(.*?)^```", TEXTS[name], flags=re.MULTILINE | re.DOTALL):
+        if language == "yaml":
+            assert yaml.safe_load(block)
+        else:
+            subprocess.run(["bash", "-n"], input=block, text=True, check=True)
 
 
 def test_every_page_is_in_the_readme() -> None:
