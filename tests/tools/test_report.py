@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, Page
 from stages.common.failure import StageError
 from stages.evaluation import scoring
 from tests.project import ROOT, Project
-from tools.report import augmented, drawn, headline, markup, pictures, provenance, results
+from tools.report import augmented, drawn, headline, markup, pictures, provenance, results, trust
 from tools.report.page import render
 from tools.report.results import Results
 
@@ -578,3 +578,34 @@ async () => {
     return {measured, below};
 }
 """
+
+
+def test_the_section_on_trust_has_a_sentence_for_each_figure_that_was_computed(run: Results) -> None:
+    figures = run.evaluation | {
+        "test_duplicates": 6,
+        "accuracy_without_duplicates": 0.5,
+        "temperature": 1.25,
+        "uncalibrated.calibration_error": 0.08,
+        "calibrated.calibration_error": 0.02,
+        "abstain.threshold": 0.75,
+        "abstain.coverage": 0.6,
+        "abstain.accuracy": 0.9,
+    }
+    accuracy = {"none": [0.9], "fog": [0.2, 0.4], "JPEG": [0.8, 0.6]}
+    labels = {"suspicious_test": 3, "audited_test": 360}
+    full = dataclasses.replace(run, evaluation=figures, robustness=accuracy, labels_audit=labels)
+    section = trust.section(full).replace(markup.SPACE, " ")
+    for words in (
+        "6 of 360 test images repeat a training image, exactly or nearly. Without them the accuracy is 50.0 %.",
+        "3 of 360 test labels are suspicious",
+        "A temperature of 1.25, fitted on validation, makes that 2.0 %. The predictions do not use it",
+        "The model answers on 60.0 % of the test images",
+        "90.0 % of these answers are right; the target, on validation, was 95.0 %.",
+        "the accuracy is 50.0 % on average over 2 corruptions. The worst is fog: 30.0 %.",
+    ):
+        assert words in section
+    bare = {name: value for name, value in run.evaluation.items() if "." not in name and name != "temperature"}
+    bare.pop("test_duplicates", None)
+    section = trust.section(dataclasses.replace(run, evaluation=bare, robustness=None, labels_audit=None))
+    assert section.count("<li>") == 3
+    assert "Accuracy on corrupted pictures was not measured." in section

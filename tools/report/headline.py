@@ -21,6 +21,14 @@ NAMES = {
     "loss": "Test loss, nats",
     "brier": "Brier score",
     "calibration_error": "Calibration error",
+    "temperature": "Temperature fitted on validation",
+    "uncalibrated.loss": "Loss of the network's own probabilities, nats",
+    "uncalibrated.calibration_error": "Calibration error of the network's own probabilities",
+    "calibrated.loss": "Loss with the temperature, nats",
+    "calibrated.calibration_error": "Calibration error with the temperature",
+    "abstain.threshold": "Threshold of an answer",
+    "abstain.coverage": "Images that get an answer",
+    "abstain.accuracy": "Accuracy of the answers",
     "precision_macro": "Precision, mean of classes",
     "recall_macro": "Recall, mean of classes",
     "f1_macro": "F1, mean of classes",
@@ -36,7 +44,7 @@ NAMES = {
 }
 NOT_FIGURES = re.compile(r".*(_low|_high|test_images)")
 TOP = re.compile(r"top_(\d+)_accuracy")
-NEITHER_IS = ("train.parameters", "train.epoch")
+NEITHER_IS = ("temperature", "abstain.threshold", "train.parameters", "train.epoch")
 
 
 @dataclass(frozen=True)
@@ -188,7 +196,7 @@ def _change(shown: Figure, before: Figure) -> str:
     if not difference:
         return "none"
     if shown.key in NEITHER_IS:
-        return _signed(f"{difference:+,}")
+        return _signed(f"{difference:+.4f}" if isinstance(difference, float) else f"{difference:+,}")
     better = (difference < 0) == lower_is_better(shown.key)
     return _signed(f"{difference:+.4f}, {'better' if better else 'worse'}")
 

@@ -3,7 +3,7 @@
 import string
 from pathlib import Path
 
-from tools.report import augmented, drawn, experiments, headline, pictures, provenance
+from tools.report import augmented, drawn, experiments, headline, pictures, provenance, trust
 from tools.report.markup import text
 from tools.report.results import Results
 
@@ -26,6 +26,7 @@ def render(run: Results) -> str:
         confusion=drawn.confusion(run),
         per_class=drawn.per_class(run),
         reliability=drawn.reliability(run),
+        trust=trust.section(run),
         mistakes=pictures.mistakes(run),
         hits=pictures.hits(run),
         filters=pictures.filters(run),

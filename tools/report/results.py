@@ -62,7 +62,8 @@ class Results:
     where logs/ was removed. commit: the last one's hash and subject, if there is one; committed: its
     metrics/train.csv and evaluation.csv, if it has both. chosen: the params that the run used; changed:
     dotted keys whose value in params.yaml is another by now. outputs: path, md5 and size of each. experiments: the
-    last commit's, and before them itself.
+    last commit's, and before them itself. robustness: accuracy by corruption and severity, if tools.robustness
+    measured this model; labels_audit: counts of suspicious labels, if tools.audit made them with it.
     """
 
     train: dict[str, Any]
@@ -84,6 +85,8 @@ class Results:
     changed: list[str]
     outputs: list[dict[str, Any]]
     experiments: list[Experiment]
+    robustness: dict[str, list[float]] | None
+    labels_audit: dict[str, Any] | None
 
     @property
     def classes(self) -> list[str]:
@@ -129,6 +132,8 @@ def read(folder: Path) -> Results:
         changed=differing(chosen, params.read(folder / "params.yaml")),
         outputs=[out for stage in stages for out in stage["outs"]],
         experiments=experiments.read(folder),
+        robustness=_robustness(folder / "robustness" / "accuracy.json", train["model_sha256"]),
+        labels_audit=_labels_audit(folder / "audit" / "labels.json", train["model_sha256"]),
     )
 
 
@@ -215,6 +220,17 @@ def _one_run(
             f"{folder / 'data' / 'predictions.csv'}: {len(labels):,} rows with accuracy {accuracy:.4f} are not "
             f"those of metrics/evaluation.csv and data/raw/test.npz; run: dvc repro"
         )
+
+
+def _robustness(path: Path, model_sha256: str) -> dict[str, list[float]] | None:
+    content = _log(path)
+    measured = content is not None and content["run"]["identity"].startswith(model_sha256)
+    return content["accuracy"] if content and measured else None
+
+
+def _labels_audit(path: Path, model_sha256: str) -> dict[str, Any] | None:
+    content = _log(path)
+    return content if content and content.get("model_sha256") == model_sha256 else None
 
 
 def _log(path: Path) -> dict[str, Any] | None:
