@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from stages.common import failure
 from stages.common.failure import StageError
 from stages.common.splits import read
 from tests.project import ROOT, Project
@@ -49,21 +50,23 @@ def test_csv_has_the_probabilities_of_evaluate(project: Project, capsys: pytest.
     assert [row[3:-1] for row in rows] == table.filter(like="probability_").to_numpy().tolist()
 
 
-def test_what_cannot_be_read_is_listed_and_does_not_stop_the_rest(project: Project, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_listed_and_does_not_stop_the_rest(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     picture = next((project.folder / "pngs").rglob("*.png"))
     (tmp_path / "words.png").write_text("no picture")
-    command = [sys.executable, "-m", "tools.predict", "--folder", str(project.folder), "--json", str(tmp_path)]
-    with picture.open("rb") as stdin:
-        done = subprocess.run(
-            [*command, "missing.png", "-"], cwd=ROOT, stdin=stdin, capture_output=True, text=True, check=False
-        )
-    lines = {line["path"]: line for line in map(json.loads, done.stdout.splitlines())}
+    command = ["--folder", str(project.folder), "--json", str(tmp_path), "missing.png", "-"]
+    with picture.open() as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        code = failure.run("predict", main, command)
+    output, errors = capsys.readouterr()
+    lines = {line["path"]: line for line in map(json.loads, output.splitlines())}
     assert "No such file" in lines["missing.png"]["error"]
     assert "not a picture" in lines[str(tmp_path / "words.png")]["error"]
     assert lines["-"]["probabilities"][lines["-"]["class"]] == lines["-"]["probability"]
-    assert done.returncode == 1
-    assert "predict: 2 of 3 pictures cannot be read (listed above)" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert code == 1
+    assert "predict: 2 of 3 pictures cannot be read (listed above)" in errors
+    assert "Traceback" not in errors
 
 
 def test_labelled_pictures_are_scored_with_the_metrics_of_evaluate(
@@ -75,6 +78,50 @@ def test_labelled_pictures_are_scored_with_the_metrics_of_evaluate(
     assert f"{'accuracy':20} {accuracy:.4f}" in capsys.readouterr().err
 
 
+def test_labelled_pictures_have_the_top_k_accuracy_of_the_params(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = project.copy(project.folder.parent / "top")
+    other.choose("evaluate.top_k", 2)
+    main(["--folder", str(other.folder), "--labelled", "--top", "1", str(project.folder / "pngs")])
+    assert "top_2_accuracy" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("report", "message"),
+    [
+        ("{", "damaged, not used; run: make export"),
+        ('{"model_sha256": "MODEL", "files": []}', "damaged, not used; run: make export"),
+        ('{"model_sha256": "older", "files": {"model.onnx": FILE}}', ""),
+        ('{"model_sha256": "MODEL", "files": {"model.onnx": FILE, "models/model.keras in float32": {}}}', ""),
+        ('{"model_sha256": "MODEL", "files": {"model.onnx": FILE}, "temperature": TEMPERATURE}', "changed since"),
+    ],
+    ids=["not JSON", "other JSON", "of an older model", "of a bfloat16 model", "changed"],
+)
+def test_the_model_answers_in_place_of_an_export_that_does_not_match_it(
+    project: Project, tmp_path: Path, capsys: pytest.CaptureFixture[str], report: str, message: str
+) -> None:
+    pytest.importorskip("onnxruntime")
+    confidence = json.loads((project.folder / "models/confidence.json").read_bytes())
+    found = {"MODEL": confidence["model_sha256"], "TEMPERATURE": str(confidence["temperature"])}
+    found["FILE"] = '{"sha256": "0", "largest_difference": 0}'
+    for key, value in found.items():
+        report = report.replace(key, value)
+    other = project.copy(tmp_path / "project")
+    export_folder = other.folder / "exports" / "damaged"
+    export_folder.mkdir(parents=True)
+    (export_folder / "export.json").write_text(report)
+    (export_folder / "model.onnx").write_bytes(b"damaged")
+    picture = str(next((project.folder / "pngs").rglob("*.png")))
+    main(["--folder", str(other.folder), "--json", picture])
+    main(["--folder", str(other.folder), "--json", "--exact", picture])
+    output, errors = capsys.readouterr()
+    answer, exact = output.splitlines()
+    assert answer == exact
+    assert message in errors and errors.count("\n") == bool(message)
+
+
+@pytest.mark.slow
 def test_an_export_of_the_model_answers_without_tensorflow(project: Project) -> None:
     project_with_export = project.copy(project.folder.parent / "exported")
     export.main(["onnx", "--folder", str(project_with_export.folder)])

@@ -132,7 +132,7 @@ def test_every_link_on_the_page_leads_somewhere(run: Results) -> None:
 
 def test_the_page_says_how_to_use_the_model_with_commands_that_exist(run: Results) -> None:
     commands = re.findall(r"python -m ([\w.]+)", render(run))
-    assert "tools.export" in commands
+    assert {"tools.predict", "tools.export"} <= set(commands)
     assert [name for name in commands if find_spec(name) is None] == []
 
 

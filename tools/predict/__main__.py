@@ -3,7 +3,7 @@
 A PATH is a file, a folder, a glob, or - for a picture on standard input. Prints a line for each picture with
 its most probable classes, or CSV, or JSON, and whether the probability is above the threshold that the stage
 evaluate chose. Pictures that cannot be read are listed on standard error, and the
-exit code is 1.
+exit code is 1. --sheet FILE.html also shows the pictures, with their classes, on a page that opens offline.
 
 When exports/ has an ONNX file of the same model, it answers, because it starts without TensorFlow; its
 probabilities are within 1e-5 of the model's. With --exact the model itself answers.
@@ -13,6 +13,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,11 @@ from tqdm import tqdm
 
 from stages.common import failure
 from stages.common.failure import StageError
+from stages.common.params import load
 from stages.model.revisions import fetch_model
 from tools.predict.models import open_model
 from tools.predict.printing import CsvPrinter, JsonPrinter, Printer
+from tools.predict.sheet import open_sheet
 from tools.predict.sources import batches, find, label_indices
 
 LISTED = 20  # of the pictures that cannot be read
@@ -39,36 +42,43 @@ def main(arguments: Sequence[str]) -> None:
             path = fetch_model(options.folder, options.model, Path(folder), "--model")
         run, record, confidence = open_model(options.folder, path, options.exact)
     labels = label_indices(paths, record.classes) if options.labelled else {}
-    printer = options.printer(record.classes, options.top, confidence)
     rows: list[NDArray[np.float32]] = []
     truth: list[int] = []
     unreadable = 0
-    with tqdm(total=len(paths), unit=" pictures", disable=None, leave=False) as progress:
+    with ExitStack() as stack:
+        printers = [options.printer(record.classes, options.top, confidence)]
+        if options.sheet is not None:
+            shown = (record.classes, options.top, confidence, record.decoding)
+            printers.append(stack.enter_context(open_sheet(options.sheet, *shown)))
+        progress = stack.enter_context(tqdm(total=len(paths), unit=" pictures", disable=None, leave=False))
         for read, images, problems in batches(paths, record.decoding):
-            probabilities = run(images) if read else ()
+            probabilities = run(images) if read else np.empty((0, len(record.classes)), np.float32)
             with progress.external_write_mode():  # on a terminal, clear the bar before printing lines
-                for path_read, row in zip(read, probabilities, strict=True):
-                    printer.picture(path_read, row)
-                for name, problem in problems:
-                    printer.unreadable(name, problem)
-                    unreadable += 1
-                    if unreadable <= LISTED:
-                        print(f"predict: {name} {problem}", file=sys.stderr)
+                for printer in printers:
+                    printer.batch(read, images, probabilities, problems)
+                for name, problem in problems[: max(0, LISTED - unreadable)]:
+                    print(f"predict: {name} {problem}", file=sys.stderr)
+            unreadable += len(problems)
             if labels:
                 rows.extend(probabilities)
                 truth.extend(labels[name] for name in read)
             progress.update(len(read) + len(problems))
     if rows:
-        from stages.evaluation.scoring import score  # only now, as it loads pandas
-
-        figures = score(np.array(truth), np.stack(rows), min(3, len(record.classes)))
-        for name, value in figures.items():
-            print(f"{name:20} {value:.4f}", file=sys.stderr)
+        _print_scores(options.folder, np.array(truth), np.stack(rows))
     if unreadable:
         listed = (
             "listed above" if unreadable <= LISTED else f"the first {LISTED} are listed above, --json lists all"
         )
         raise StageError(f"{unreadable:,} of {len(paths):,} pictures cannot be read ({listed})")
+
+
+def _print_scores(folder: Path, labels: NDArray[np.int64], probabilities: NDArray[np.float32]) -> None:
+    from stages.evaluation.results import EvaluateParams  # only now, as they load pandas
+    from stages.evaluation.scoring import score
+
+    top_k = load(folder / "params.yaml", "evaluate", EvaluateParams).top_k
+    for name, value in score(labels, probabilities, min(top_k, probabilities.shape[1])).items():
+        print(f"{name:20} {value:.4f}", file=sys.stderr)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -78,6 +88,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     for option, printer, words in (("--csv", CsvPrinter, "CSV"), ("--json", JsonPrinter, "a JSON object a line")):
         words = f"print {words}, with the probability of each class"
         formats.add_argument(option, dest="printer", action="store_const", const=printer, help=words)
+    parser.add_argument(
+        "--sheet", type=Path, metavar="FILE.html", help="write an offline page of the pictures too"
+    )
     parser.add_argument("--top", type=int, default=3, metavar="K", help="classes on each line (3)")
     parser.add_argument("--labelled", action="store_true", help="score pictures in FOLDER/CLASS/PICTURE as well")
     parser.add_argument("--model", metavar="REV", help="use the model of a git revision or a DVC experiment")
@@ -87,6 +100,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.top < 1:
         raise StageError(f"--top {options.top}: it should be 1 or more")
+    if options.sheet is not None and options.sheet.suffix != ".html":  # such as a picture, after a shell's *
+        raise StageError(f"--sheet {options.sheet}: it should be a file that ends in .html")
     return options
 
 

@@ -21,8 +21,21 @@ class Printer:
         self._top = min(top, len(classes))
         self._width = max(map(len, classes))
 
-    def picture(self, path: str, row: NDArray[np.float32]) -> None:
-        """Print one prediction; row: float32 (classes,)."""
+    def batch(
+        self,
+        paths: Sequence[str],
+        images: NDArray[np.uint8],
+        probabilities: NDArray[np.float32],
+        problems: Sequence[tuple[str, str]],
+    ) -> None:
+        """Print the pictures that were read, uint8 (N, H, W, C), then the paths and problems of the others."""
+        for path, image, row in zip(paths, images, probabilities, strict=True):
+            self.picture(path, image, row)
+        for path, problem in problems:
+            self.unreadable(path, problem)
+
+    def picture(self, path: str, image: NDArray[np.uint8], row: NDArray[np.float32]) -> None:
+        """Print one prediction; image: uint8 (H, W, C), as the network gets it; row: float32 (classes,)."""
         first = np.argsort(-row, kind="stable")[: self._top]
         cells = [f"{self.classes[index]:{self._width}}  {row[index]:.4f}" for index in first]
         print("    ".join([*cells, *([] if self.certain(row) else ["(uncertain)"]), path]))
@@ -46,7 +59,7 @@ class CsvPrinter(Printer):
             ["path", "class", "probability", *(f"probability_{name}" for name in classes), "certain"]
         )
 
-    def picture(self, path: str, row: NDArray[np.float32]) -> None:
+    def picture(self, path: str, image: NDArray[np.uint8], row: NDArray[np.float32]) -> None:
         """Print one row."""
         best = int(row.argmax())
         self._writer.writerow(
@@ -57,7 +70,7 @@ class CsvPrinter(Printer):
 class JsonPrinter(Printer):
     """A JSON object a line, of a picture that cannot be read as well: {"path": …, "error": …}."""
 
-    def picture(self, path: str, row: NDArray[np.float32]) -> None:
+    def picture(self, path: str, image: NDArray[np.uint8], row: NDArray[np.float32]) -> None:
         """Print one object."""
         best = int(row.argmax())
         values = [float(str(value)) for value in row]  # the shortest decimals that are these float32

@@ -1,5 +1,6 @@
 """Finds pictures and decodes them ahead of the network, a bounded number at a time."""
 
+import functools
 import glob
 import io
 import os
@@ -8,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,11 +89,21 @@ def _files(folder: str) -> Iterator[str]:
         yield from (str(Path(here, name)) for name in sorted(names) if not name.startswith("."))
 
 
-def _read(name: str, rules: Decoding) -> NDArray[np.uint8]:
+def open_picture(name: str) -> IO[bytes]:
+    """Open a picture; of standard input, its content, however often."""
     if name == STANDARD_INPUT:
-        return decode(io.BytesIO(sys.stdin.buffer.read()), rules)
+        return io.BytesIO(_standard_input())
     path = Path(name)
     if path.exists() and not path.is_file():  # a pipe would never end
         raise Unreadable("is not a file")
-    with path.open("rb") as file:
+    return path.open("rb")
+
+
+@functools.cache
+def _standard_input() -> bytes:
+    return sys.stdin.buffer.read()
+
+
+def _read(name: str, rules: Decoding) -> NDArray[np.uint8]:
+    with open_picture(name) as file:
         return decode(file, rules)
