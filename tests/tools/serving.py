@@ -41,10 +41,11 @@ RECORD = ModelRecord(
 class Server:
     """`python -m tools.serve` in a process of its own."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
-        command = [sys.executable, "-m", "tools.serve", "--folder", str(folder), "--port", "0", *options]
+    def __init__(self, folder: Path | None, *options: str, cwd: Path = ROOT) -> None:
+        command = [sys.executable, "-m", "tools.serve", "--port", "0", *options]
+        command += ["--folder", str(folder)] if folder else []
         self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         assert self.process.stdout
         line = self.process.stdout.readline()

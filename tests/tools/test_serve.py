@@ -380,6 +380,16 @@ def test_a_model_that_is_replaced_or_cut_while_it_serves_changes_no_answer(
     assert re.fullmatch(r"serve: \S+model\.keras: not the model that the stage train wrote .*\n", started.stderr)
 
 
+def test_before_the_first_run_the_model_of_the_demo_is_served(
+    first_run: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "demo").symlink_to(first_run.folder)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    server = Server(None, cwd=tmp_path)
+    assert httpx.get(f"{server.url}/v2/models/digits/ready").status_code == 200
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
