@@ -1,1 +1,1 @@
-"""Measurements side by side, each one command; no stage imports them."""
+"""Benchmarks: each module is one command. No stage imports them."""

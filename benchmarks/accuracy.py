@@ -1,14 +1,13 @@
-"""What the engine learns beside the tutorial's `model.fit`: validation accuracy after equally many epochs.
+"""What this training loop learns compared with the tutorial's `fit`: validation accuracy.
 
     python -m benchmarks.accuracy                           # where `dvc repro preprocess` has run
     python -m benchmarks.accuracy --epochs 5 --seeds 0 1
 
-The same network, splits, batch size and optimizer, trained by `fit` as the tutorial does and by this project's
-engine, whose other choices are those of params.yaml: as committed, the tutorial's. Every run is a process of its
-own, the contestants in turns, in another order each seed. A seed gives each contestant other weights, order and
-dropout, so that only means and deviations compare. The accuracy is that of the last epoch's weights on the whole
-validation split; the seconds are of training with validation, the engine's checkpoints too. The last line
-printed is JSON.
+Network, splits, batch size and optimizer are the same; the training loop takes its other params from params.yaml,
+which by default are the tutorial's. Each run is a separate process. The contestants take turns, in another order
+for each seed. With the same seed they still have different weights, order and dropout, so compare only means and
+deviations. The accuracy is that of the last epoch's weights on the whole validation split. The seconds include
+validation and checkpoints. The last line printed is JSON.
 """
 
 import argparse

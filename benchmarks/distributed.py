@@ -1,8 +1,9 @@
-"""Two processes beside one, on the tutorial's network: images a second in training, and the price of all-reduce.
+"""Two processes compared with one, on the tutorial's network: images per second, and the cost of all-reduce.
 
-Run as `python -m benchmarks.distributed`. Every run is a separate process, or two; the contestants in turns, in
-another order each round; an epoch to warm up, then one that is measured. From the figures a model of the time of a
-step says what more machines would give, and is held to what two processes gave. The last line printed is JSON.
+Run as `python -m benchmarks.distributed`. Each run is one or two separate processes. They take turns, in another
+order each round. A run trains one epoch to warm up and measures a second one. A model of the step time, fitted to
+the figures and checked against those of two processes, predicts the speed with more machines. The last line
+printed is JSON.
 """
 
 import argparse

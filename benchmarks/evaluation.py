@@ -1,7 +1,7 @@
-"""The evaluate stage beside bare inference: importing TensorFlow, loading the model, predicting, nothing else.
+"""The evaluate stage compared with bare inference: import TensorFlow, load the model, predict.
 
-Run as `python -m benchmarks.evaluation` where `dvc repro` has run; it writes to a temporary folder only. Every
-run is a separate process, in turns. The bare one has the batch size that is quickest here, of several tried
+Run as `python -m benchmarks.evaluation` where `dvc repro` has run; it writes only to a temporary folder. Each run
+is a separate process, and both take turns. Bare inference uses the fastest of several batch sizes, which are tried
 first. The last line printed is JSON.
 """
 

@@ -1,9 +1,10 @@
 """What each ingredient of the fast recipe costs in time: training steps with one of them changed.
 
-Run as `python -m benchmarks.ingredients`. All variants are compiled in one process and take a step each in turns,
-on random images in the recipe's batches, in bfloat16 where not said otherwise; so a machine that others share is
-as noisy to one as to the other. A figure is the median of the variant's steps over that of the recipe's on images
-of full size. What an ingredient is worth in accuracy the README's experiments tell. The last line printed is JSON.
+Run as `python -m benchmarks.ingredients`, or name some variants with `--variants`. All are compiled in one process
+and take turns, one step each, on random images in the recipe's batches, so that other work on the machine slows
+them down alike. They train in bfloat16 unless they say otherwise. Prints the median time of each variant's steps,
+by the clock and by CPU time, relative to the recipe's on full-size images. docs/fast-recipe.md says what the
+ingredients are worth in accuracy. The last line printed is JSON.
 """
 
 import argparse
@@ -35,23 +36,25 @@ RECIPE = ROOT / "recipes" / "fast.yaml"
 
 @dataclass(frozen=True)
 class Variant:
-    """The recipe, but for what is named here."""
+    """The recipe with these changes."""
 
     model: Mapping[str, Any] = field(default_factory=dict)
     train: Mapping[str, Any] = field(default_factory=dict)
     scale: float = 1.0
     policy: str = "mixed_bfloat16"
-    without: str = ""  # the function of stages/training/step.py that puts something quicker instead of Keras's own
+    without: str = ""  # the function of stages/training/step.py that replaces Keras's own by something faster
 
 
+BASE = "as in the recipe"
 VARIANTS = {
-    "as in the recipe": Variant(),
+    BASE: Variant(),
     "images of 24 x 24": Variant(scale=0.75),
     "images of 20 x 20": Variant(scale=0.625),
     "images of 16 x 16": Variant(scale=0.5),
     "float32": Variant(policy="float32"),
     "Keras's own batch normalization": Variant(without="fuse_batch_norm"),
     "Keras's own gradient of weights": Variant(without="use_fast_weight_gradients"),
+    "Keras's own gradient, 20 x 20": Variant(without="use_fast_weight_gradients", scale=0.625),
     "Keras's own gradient, 16 x 16": Variant(without="use_fast_weight_gradients", scale=0.5),
     "GELU": Variant(model={"activation": "gelu"}),
     "ReLU": Variant(model={"activation": "relu"}),
@@ -68,25 +71,43 @@ def main(arguments: Sequence[str]) -> None:
         prog="python -m benchmarks.ingredients", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument(
+        "--variants",
+        nargs="+",
+        choices=VARIANTS,
+        default=list(VARIANTS),
+        metavar="NAME",
+        help=f"some of: {'; '.join(VARIANTS)}; the recipe itself runs in any case",
+    )
     options = parser.parse_args(arguments)
     machine.require_bfloat16()
     network, params = load_network(RECIPE), load(RECIPE, "train", TrainParams)
     chosen = load(PARAMS, "runtime", RuntimeParams)
     runtime.start(chosen.model_copy(update={"precision": "bfloat16"}), params.seed)
 
-    steps = {name: compiled(variant, network, params) for name, variant in VARIANTS.items()}
-    taken: dict[str, list[float]] = {name: [] for name in steps}
+    variants = {name: VARIANTS[name] for name in VARIANTS if name in {BASE, *options.variants}}
+    steps = {name: compiled(variant, network, params) for name, variant in variants.items()}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for _ in range(options.rounds):
         for name, step in steps.items():
-            began = time.perf_counter()
+            began, cpu_began = time.perf_counter(), time.process_time()
             step()
-            taken[name].append(time.perf_counter() - began)
-    medians = {name: statistics.median(times) for name, times in taken.items()}
-    base = next(iter(medians.values()))
-    print(f"{machine.describe()}\nmedians of {options.rounds} rounds\n\n{'':34} time   images/s")
-    for name, median in medians.items():
-        print(f"{name:34} {median / base:4.2f}   {params.batch_size / median:8,.0f}")
-    print(json.dumps({name: round(median / base, 3) for name, median in medians.items()}))
+            taken[name].append((time.perf_counter() - began, time.process_time() - cpu_began))
+    medians = {
+        name: [statistics.median(kind) for kind in zip(*times, strict=True)] for name, times in taken.items()
+    }
+    base, cpu_base = medians[BASE]
+    print(f"{machine.describe()}\nmedians of {options.rounds} rounds\n\n{'':34} time   CPU time   images/s")
+    for name, (clock, cpu) in medians.items():
+        print(f"{name:34} {clock / base:4.2f}   {cpu / cpu_base:8.3f}   {params.batch_size / clock:8,.0f}")
+    print(
+        json.dumps(
+            {
+                "time": {name: round(clock / base, 3) for name, (clock, _) in medians.items()},
+                "cpu_time": {name: round(cpu / cpu_base, 3) for name, (_, cpu) in medians.items()},
+            }
+        )
+    )
 
 
 def compiled(variant: Variant, network: ModelParams, params: TrainParams) -> Callable[[], Any]:

@@ -1,12 +1,11 @@
-"""Training on more data than memory holds: images a second, memory and disk reads as the split grows.
+"""Training on more data than fits in memory: images per second, memory and disk reads as the split grows.
 
-Run as `python -m benchmarks.large_data`, on Linux. The sizes of `--sparse` are files whose images are a hole in
-the file, zeros that take no disk: they cost all that a mapped file costs but for the disk. `--written` is really
-on the disk. Each is read by the real input path, `splits.read` and the engine's `Trainer`, in a process of its
-own, after the system was asked to drop what it had cached of the file; a small network, for which input matters,
-and the one of params.yaml take turns. The images measured are the first of an epoch, so from all over the file.
-Beside them the same with 0.5 GB of arrays in memory. The last line printed is JSON: medians, and the median rate
-over that in memory.
+Run as `python -m benchmarks.large_data`, on Linux. The splits of `--sparse` are sparse files: reading them costs
+everything that a memory-mapped file costs except the disk. Those of `--written` are really on disk. The pipeline's
+own code (`splits.read` and `Trainer`) reads each in a separate process, after asking the system to drop the file
+from its page cache. A small network, whose speed depends on the input, and the one of params.yaml take turns. The
+measured images are the first of an epoch, which come from all over the file. For comparison, 0.5 GB of arrays in
+memory. The last line printed is JSON: medians, and the median rate over that in memory.
 """
 
 import argparse

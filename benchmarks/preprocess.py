@@ -1,10 +1,10 @@
-"""The preprocess stage beside mere copies of its outputs and beside the usual NumPy lines: time and memory.
+"""The preprocess stage compared with plain copies of its outputs and with the usual NumPy code: time and memory.
 
-Run as `python -m benchmarks.preprocess` for as many images as CIFAR-10 has; `--scale 10` for ten times as
-many, which takes 17 GB of disk in `--folder` and, for the usual lines, 15 GB of memory. Every run is a
-process of its own, in turns, and ends when its files are on the disk. The copy comes twice: as it is, and with
-the checksums of what is written that the stage records, which is what these cost at least; the stage also checks
-those of what it reads. The last line printed is JSON.
+Run as `python -m benchmarks.preprocess` for as many images as CIFAR-10 has, or with `--scale 10` for ten times as
+many, which takes 17 GB on disk in `--folder` and, for the NumPy code, 15 GB of memory. Each run is a separate
+process, in turns, and ends when its files are on disk. There are two copies: a plain one, and one that also
+computes the checksums of what it writes. The stage checks those of its inputs as well. The last line printed is
+JSON.
 """
 
 import argparse

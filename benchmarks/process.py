@@ -1,4 +1,4 @@
-"""A measurement in a separate process, so that none finds what another has loaded, set or warmed."""
+"""Runs a measurement in a separate process, so that runs share no caches, settings or loaded libraries."""
 
 import json
 import subprocess

@@ -1,9 +1,9 @@
-"""What luck is worth: the same pipeline with other seeds, in a table with mean and standard deviation.
+"""How much results vary with the seed: runs the pipeline with several, and prints mean and standard deviation.
 
     python -m benchmarks.seeds                        # the demo's digits, ten seeds
     python -m benchmarks.seeds --folder big --seeds 0 1 2 -S dataset.name=cifar10 -S runtime.cpu_isa=native
 
-FOLDER keeps data, results and DVC's cache: what was run once is not run again. `-S` is DVC's.
+FOLDER keeps data, results and DVC's cache, so no run is repeated. `-S` is that of `dvc exp run`.
 """
 
 import argparse

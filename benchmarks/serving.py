@@ -1,10 +1,10 @@
-"""The server beside bare batch inference and beside the usual server, one `model.predict` a request.
+"""The server compared with bare batch inference and with the usual server: one `model.predict` per request.
 
 Run as `python -m benchmarks.serving` where `dvc repro` and `make export` have run. 64 clients on this machine send
-pictures for some seconds to each server in turn, and share its cores. The bare loop decodes and predicts files.
-Pictures: the test images as PNGs, one and then 16 a request, and as JPEGs of 640 x 480 pixels. The last line
-printed is JSON: images a second over the bare loop's, and the 99th percentile of the latency over the median of
-one client alone.
+pictures to each server in turn for some seconds, and share its cores. The bare loop decodes files and predicts.
+Pictures: the test images as PNGs, 1 and then 16 per request, and as JPEGs of 640 x 480 pixels. The last line
+printed is JSON: images per second over the bare loop's, and the 99th percentile of the latency over the median
+latency of a single client.
 """
 
 import argparse

@@ -109,7 +109,7 @@ def fit_tf_data(arrays: Arrays) -> Rates:
 
 
 def engine(arrays: Arrays, precision: str = "float32", batch_size: int = 32, determinism: bool = True) -> Rates:
-    """This project's engine, with checkpoints off."""
+    """This project's training loop, without checkpoints."""
     import mmap
 
     start_engine(precision)
