@@ -1,4 +1,4 @@
-"""Draw the README's pictures from the last run: `make figures`. They are DVC's own charts, as SVG files."""
+"""Draw DVC's plots of the last run as SVG files for the README: `make figures`."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ CHARTS = {"Accuracy": "accuracy.svg", "Loss": "loss.svg", "metrics/confusion.csv
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write each chart to the folder named, docs/ by default."""
+    """Write each chart to the given folder, docs/ by default."""
     parser = argparse.ArgumentParser(prog="python -m tools.figures", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path("docs"))
     folder = parser.parse_args(arguments).folder

@@ -1,8 +1,8 @@
-"""Show DVC's own charts on a page that opens offline: `make plots`, which writes dvc_plots/index.html.
+"""Show DVC's plots on a page that opens offline, dvc_plots/index.html: `make plots`.
 
-DVC's pages load their scripts from a host. This project's template, .dvc/plots/page.html, takes them from the
-file that is written here, out of a locked package, beside the page. It stays: from then on `dvc plots show`,
-`dvc plots diff` and their options work offline too. `python -m tools.plots FOLDER` is for the checkout in FOLDER.
+DVC's own template loads its scripts from a CDN. This project's template, .dvc/plots/page.html, loads them from
+dvc_plots/vega.js, which this command writes from a locked package. Then `dvc plots show` and `dvc plots diff` work
+offline too. `python -m tools.plots FOLDER` does the same for the checkout in FOLDER.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from stages.common.failure import StageError
 from stages.common.outputs import replacing
 from tools.demo import run
 
-SCRIPTS = Path("dvc_plots") / "vega.js"  # where the template looks: DVC writes the page into this folder
+SCRIPTS = Path("dvc_plots") / "vega.js"  # the path in the template, next to DVC's page
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="the checkout; . by default")
     folder = parser.parse_args(arguments).folder
     page = (folder / SCRIPTS).with_name("index.html")
-    page.unlink(missing_ok=True)  # one of an earlier run would hide that DVC wrote none, which it calls a success
+    page.unlink(missing_ok=True)  # DVC exits with 0 even if it writes no page
     write_scripts(folder / SCRIPTS)
     run(["dvc", "plots", "show"], folder)
     if not page.exists():
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
 def write_scripts(path: Path) -> None:
     """Write Vega, Vega-Lite and Vega-Embed as one script that defines `vegaEmbed`."""
     with replacing(path) as partial:
-        # In a scope of its own: the bundle's names would meet those of the page's other scripts.
+        # In a function, so that the bundle's names do not clash with the page's other scripts.
         partial.write_text(
             f"(() => {{\n{vl_convert.javascript_bundle('window.vegaEmbed = vegaEmbed;')}\n}})();\n",
             encoding="utf-8",

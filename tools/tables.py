@@ -1,4 +1,4 @@
-"""A table on the command line, for people or for GitHub."""
+"""Formats tables for the terminal or as GitHub Markdown."""
 
 from collections.abc import Sequence
 
@@ -6,7 +6,7 @@ Row = tuple[str, ...]
 
 
 def table(header: Row, rows: Sequence[Row], markdown: bool) -> str:
-    """Return the cells in columns, or as a table in GitHub's Markdown."""
+    """Return an aligned text table, or a Markdown table."""
     if markdown:
         cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, ("---",) * len(header), *rows)]
         return "\n".join(f"| {' | '.join(row)} |" for row in cells)

@@ -1,7 +1,7 @@
-"""Make one page of the last run that opens from a file, offline: `make report`, which writes report/index.html.
+"""Write a report of the last run as a single offline page, report/index.html: `make report`.
 
-`python -m tools.report FOLDER` does it for the checkout in FOLDER, such as demo. The page's words and styles are
-in tools/report/report.html; what fills it comes from tools/report/.
+`python -m tools.report FOLDER` does the same for the checkout in FOLDER, such as demo. The template is
+tools/report/report.html.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from tools.report.page import render
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Read the run, write the page, say where it is."""
+    """Read the run, write the page and print its path."""
     parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=Path(), help="the checkout; . by default")
     folder = parser.parse_args(arguments).folder

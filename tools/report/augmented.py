@@ -29,7 +29,7 @@ def grid(run: Results) -> Markup:
     """Return the same training images unchanged, with each key alone, and with all; nothing without any key."""
     fields = AugmentationParams.model_fields
     off: dict[str, Any] = {key: OFF.get(key, False if key == "flip" else 0) for key in fields}
-    chosen = {key: run.chosen["train"].get(key, off[key]) for key in fields}  # an older run lacks newer keys
+    chosen = {key: run.chosen["train"].get(key, off[key]) for key in fields}  # older runs do not have newer keys
     on = {key: value for key, value in chosen.items() if value != off[key]}
     if not on:
         return Markup("")
@@ -41,7 +41,7 @@ def grid(run: Results) -> Markup:
     if len(on) > 1:
         rows.append(_row("together", _changed(chosen, pixels)))
     heading = element("h2", "What the network sees")
-    words = element("p", "Training images as the augmentation of this run changes them, drawn anew in each epoch.")
+    words = element("p", "Training images with the augmentation of this run, which is random in each epoch.")
     content = element("div", element("div", join(rows), class_="grid"), class_="stack")
     return element("section", join([heading, words, content]), id="augmentation")
 

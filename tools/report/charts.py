@@ -71,7 +71,7 @@ def svg(spec: Spec, label: str) -> str:
 
 
 def intervals(rows: pd.DataFrame) -> Spec:
-    """Figures (columns figure, run, value, low, high) as points on their intervals, a mark and a line a run."""
+    """Figures (columns figure, run, value, low, high) as points with intervals, one mark and line per run."""
     runs = list(dict.fromkeys(rows["run"]))
     look = {"field": "run", "type": "nominal", "sort": None}
     return {
@@ -93,7 +93,7 @@ def intervals(rows: pd.DataFrame) -> Spec:
                     "x": {
                         "field": "low",
                         "type": "quantitative",
-                        "title": "share of images",
+                        "title": "accuracy",
                         "scale": {"zero": False, "nice": True},
                         "axis": {"format": ".1~%", "tickCount": 5},
                     },
@@ -154,7 +154,7 @@ def curve(history: pd.DataFrame, measure: str, title: str, saved: int, share: bo
 
 
 def confusion(table: pd.DataFrame) -> Spec:
-    """Counts (columns label, predicted, count) in cells shaded by their share of the label's images."""
+    """Counts (columns label, predicted, count) in cells shaded by the fraction of the true class."""
     classes = list(dict.fromkeys(table["label"]))
     totals = table.groupby("label")["count"].transform("sum")
     share = table["count"] / totals.where(totals > 0, 1)
@@ -200,7 +200,7 @@ def confusion(table: pd.DataFrame) -> Spec:
                         "scale": _shades("--shade"),
                         "legend": {
                             "orient": "bottom",
-                            "title": "share of the true class's images",
+                            "title": "fraction of the true class",
                             "titleLimit": 300,
                             "columns": 3,
                             "symbolType": "square",
@@ -270,7 +270,7 @@ def reliability(table: pd.DataFrame) -> Spec:
     hits = (filled["accuracy"] * filled["count"]).round().astype(int)
     bounds = [wilson(right, count) for right, count in zip(hits, filled["count"], strict=True)]
     points = filled.assign(bottom=[low for low, _ in bounds], top=[high for _, high in bounds])
-    # A confidence of exactly 1 has a row of its own; as a bar it belongs to the last of the widths.
+    # A confidence of exactly 1 has a separate row; its bar is part of the last bin.
     counts = table.iloc[:-1].copy()
     counts.loc[counts.index[-1], "count"] += table["count"].iloc[-1]
     axis: Spec = {"scale": {"domain": [0, 1]}, "type": "quantitative"}

@@ -1,4 +1,4 @@
-"""The report's charts on the page: each with a title, a sentence that says what it shows, and its numbers."""
+"""The charts of the report, each with a title, a one-sentence summary and a table of its numbers."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from tools.report import charts
 from tools.report.markup import Markup, element, figure, frame_table, join, percent, table
 from tools.report.results import Results
 
-MOST_NOTES = 3  # in view; more of them open on demand
+MOST_NOTES = 3  # shown; more are collapsed
 
 
 def curves(run: Results) -> Markup:
@@ -15,7 +15,7 @@ def curves(run: Results) -> Markup:
     highest, lowest = run.history["val_accuracy"].argmax(), run.history["val_loss"].argmin()
     return join(
         [
-            _curve(run, "accuracy", "Accuracy by epoch", "share of images", "highest", highest),
+            _curve(run, "accuracy", "Accuracy by epoch", "accuracy", "highest", highest),
             _curve(run, "loss", "Loss by epoch", "cross-entropy (nats)", "lowest", lowest),
         ]
     )
@@ -25,11 +25,11 @@ def confusion(run: Results) -> Markup:
     """Return the confusion matrix."""
     worst = scoring.most_confused(run.labels, run.probabilities.argmax(axis=1), run.classes, most=3)
     mistakes = zip(worst["label"], worst["predicted"], worst["count"], strict=True)
-    pairs = [f"{label} taken for {predicted} ({count})" for label, predicted, count in mistakes]
-    summary = f"Most often: {', '.join(pairs)}." if pairs else "No image is taken for another class."
+    pairs = [f"{label} predicted as {predicted} ({count})" for label, predicted, count in mistakes]
+    summary = f"Most often: {', '.join(pairs)}." if pairs else "No image is misclassified."
     counts = run.confusion["count"].to_numpy().reshape(len(run.classes), -1)
     rows = [[name, *map(str, line)] for name, line in zip(run.classes, counts, strict=True)]
-    title = "What is taken for what"
+    title = "Confusion matrix"
     numbers = table("Images of each true class, by prediction", ["", *run.classes], rows, "-" + "n" * len(rows))
     drawing = charts.svg(charts.confusion(run.confusion), f"A matrix of true and predicted classes. {summary}")
     return figure("confusion", title, summary, drawing, numbers)
@@ -42,8 +42,8 @@ def per_class(run: Results) -> Markup:
     summary = f"Best: {best['class']}, F1 {best['f1']:.3f}. Worst: {worst['class']}, F1 {worst['f1']:.3f}."
     shares = dict.fromkeys(["precision", "recall", "f1", "roc_auc"], ".4f")
     numbers = frame_table("Each class", run.per_class, {"class": "", "support": "", "predicted": "", **shares})
-    drawing = charts.svg(charts.per_class(run.per_class), f"Bars, a class each. {summary}")
-    return figure("per-class", "How well each class is recognised", summary, drawing, numbers)
+    drawing = charts.svg(charts.per_class(run.per_class), f"A bar for each class. {summary}")
+    return figure("per-class", "F1 score of each class", summary, drawing, numbers)
 
 
 def reliability(run: Results) -> Markup:
@@ -51,18 +51,18 @@ def reliability(run: Results) -> Markup:
     bins = scoring.reliability(run.labels, run.probabilities)
     confidence, accuracy = float(run.probabilities.max(axis=1).mean(dtype=float)), run.evaluation["accuracy"]
     summary = (
-        f"Its predictions have a probability of {percent(confidence)} on average, and {percent(accuracy)} of them "
-        f"are right: it claims {'more' if confidence > accuracy else 'less'} than it keeps. A point on the dashed "
-        "line would keep exactly what it claims."
+        f"The mean probability of the predictions is {percent(confidence)}, the accuracy {percent(accuracy)}: the "
+        f"network is {'over' if confidence > accuracy else 'under'}confident. Points on the dashed line are "
+        "perfectly calibrated."
     )
     formats = {"low": ".3f", "high": ".3f", "count": "", "confidence": ".4f", "accuracy": ".4f"}
-    numbers = frame_table("The bins that are not empty", bins[bins["count"] > 0], formats)
-    drawing = charts.svg(charts.reliability(bins), f"Accuracy by confidence, over counts of images. {summary}")
+    numbers = frame_table("Non-empty bins", bins[bins["count"] > 0], formats)
+    drawing = charts.svg(charts.reliability(bins), f"Accuracy by confidence, above a histogram of it. {summary}")
     return figure("reliability", "Accuracy by confidence", summary, drawing, numbers)
 
 
 def notes(run: Results) -> Markup:
-    """Return what has to be said of metrics that divide by nothing."""
+    """Return notes on metrics that are 0 because they are undefined."""
     lines = scoring.notes(run.labels, run.probabilities.argmax(axis=1), run.classes)
     shown = join(element("p", line, class_="note") for line in lines)
     if len(lines) <= MOST_NOTES:
@@ -76,8 +76,8 @@ def _curve(run: Results, measure: str, title: str, axis: str, best: str, row: An
     saved = int(run.train["epoch"])
     summary = (
         f"{best.capitalize()} on the validation images in epoch {run.history['epoch'][row]}: "
-        f"{write(run.history[f'val_{measure}'][row])}. The weights are of epoch {saved}, the upright line: "
-        f"{write(run.train[f'val_{measure}'])} there, and {write(run.train[measure])} on the training images."
+        f"{write(run.history[f'val_{measure}'][row])}. The saved weights are from epoch {saved} (vertical line): "
+        f"{write(run.train[f'val_{measure}'])}, and {write(run.train[measure])} on the training images."
     )
     drawing = charts.svg(charts.curve(run.history, measure, axis, saved, share), f"Two curves. {summary}")
     numbers = frame_table(title, run.history, {"epoch": "", measure: ".4f", f"val_{measure}": ".4f"})

@@ -1,4 +1,4 @@
-"""The last commit's experiments, as `dvc exp show` has them, in one table: what each changed, and its figures."""
+"""A table of the last commit's experiments from `dvc exp show`: the params they changed, and their figures."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ from stages.common.failure import StageError
 from stages.common.figures import flat
 from tools.report.markup import Markup, element, join, table
 
-# Those of the validation images first, as experiments are chosen by them.
+# Validation comes first, because it decides which experiment is best.
 CHOSEN_BY = "validation accuracy"
 FIGURES = {
     CHOSEN_BY: ("metrics/train.json", "val_accuracy"),
@@ -23,7 +23,7 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """A row. state: done, failed, running or queued. params by dotted key; figures by name, none unless done."""
+    """A row. state: done, failed, running or queued. params: by dotted key; figures: by name, if done."""
 
     name: str
     state: str
@@ -32,7 +32,7 @@ class Experiment:
 
 
 def read(folder: Path) -> list[Experiment]:
-    """Return the last commit and its experiments, or nothing where it has none; `StageError` where DVC fails."""
+    """Return the last commit and its experiments, or nothing without any; raises `StageError` if DVC fails."""
     if not _has_some(folder):
         return []
     command = [sys.executable, "-m", "dvc", "exp", "show", "--json"]
@@ -46,14 +46,14 @@ def read(folder: Path) -> list[Experiment]:
     found = [_experiment("the last commit", "done", commit["data"])]
     for row in commit["experiments"]:
         newest = row["revs"][0]
-        # DVC knows how those of its queue ended; the others are there because they came to their end.
+        # DVC records a state for queued experiments only; the others are listed because they are done.
         state = (row["executor"] or {}).get("state", "success").replace("success", "done")
         found.append(_experiment(row["name"] or newest["rev"][:7], state, newest["data"]))
     return found
 
 
 def section(experiments: Sequence[Experiment]) -> Markup:
-    """Return the part of the page, those best on the validation images first; nothing without experiments."""
+    """Return the section, sorted by validation accuracy; empty without experiments."""
     if not experiments:
         return Markup("")
     keys = changed(experiments)
@@ -69,9 +69,7 @@ def section(experiments: Sequence[Experiment]) -> Markup:
     kinds = "--" + "n" * (len(keys) + len(FIGURES))
     parts = [
         element("h2", "Experiments"),
-        element(
-            "p", "The params are those that are not the same in all; the best on the validation images come first."
-        ),
+        element("p", "Sorted by validation accuracy, with the params in which they differ."),
         element(
             "div",
             table("Experiments of the last commit", ["", "state", *keys, *FIGURES], rows, kinds),
@@ -82,12 +80,12 @@ def section(experiments: Sequence[Experiment]) -> Markup:
 
 
 def link(experiments: Sequence[Experiment]) -> Markup:
-    """Return the entry in the page's navigation."""
+    """Return the section's entry in the navigation."""
     return element("li", element("a", "Experiments", href="#experiments")) if experiments else Markup("")
 
 
 def changed(experiments: Sequence[Experiment]) -> list[str]:
-    """Return the dotted keys that have not the same value in all, in the order of params.yaml."""
+    """Return the dotted keys whose values differ between experiments, in the order of params.yaml."""
     keys = dict.fromkeys(key for one in experiments for key in one.params)
     return [
         key for key in keys if any(one.params.get(key) != experiments[0].params.get(key) for one in experiments)
@@ -96,7 +94,7 @@ def changed(experiments: Sequence[Experiment]) -> list[str]:
 
 def _experiment(name: str, state: str, data: Mapping[str, Any]) -> Experiment:
     figures = {}
-    # An experiment that failed, runs or waits has the figures of the commit: nothing of its own.
+    # For experiments that are not done, DVC lists the figures of the commit.
     for key, (path, metric) in FIGURES.items() if state == "done" else ():
         value = data["metrics"].get(path, {}).get("data", {}).get(metric)
         if value is not None:
@@ -106,7 +104,7 @@ def _experiment(name: str, state: str, data: Mapping[str, Any]) -> Experiment:
 
 
 def _has_some(folder: Path) -> bool:
-    """Ask git, as DVC takes two seconds; at a checkout's top, as demo/ lies in one with experiments of its own."""
+    """Ask git, because DVC takes two seconds; only at the top level, because demo/ is inside another checkout."""
     asked = []
     for command in ("rev-parse --show-prefix", "for-each-ref --count=1 refs/exps"):
         try:

@@ -1,4 +1,4 @@
-"""The figures of a run as the report names them: with intervals, and beside those of the last commit."""
+"""The figures of a run, with confidence intervals, compared with those of the last commit."""
 
 import re
 from dataclasses import dataclass
@@ -58,12 +58,12 @@ class Figure:
 
 
 def figures(train: dict[str, Any], evaluation: dict[str, Any], validation_images: int) -> dict[str, Figure]:
-    """Return every number of both files by key, those that `NAMES` does not know last.
+    """Return all numbers of both files by key, in the order of `NAMES`, others last.
 
-    An interval is the file's own (keys with _low and _high), else Wilson's where it is a share of images.
+    Intervals come from the file (keys with _low and _high); for other accuracies, they are Wilson's.
     """
     values = evaluation | {f"train.{name}": value for name, value in train.items()}
-    # Absent keys are those that a commit's older code did not write yet.
+    # Commits made by older code do not have all keys.
     tested, official = evaluation.get("test_images"), evaluation.get("official_test_images")
     if official == tested:
         values.pop("official_accuracy", None)  # the test accuracy again
@@ -92,14 +92,14 @@ def of_run(run: Results) -> dict[str, Figure]:
 
 
 def of_last_commit(run: Results) -> dict[str, Figure]:
-    """Return those of the last commit; none where it has none, or has them of other data."""
+    """Return the figures of the last commit, or nothing if it has none or they are of other data."""
     if run.committed is None or not _same_data(run):
         return {}
-    return figures(*run.committed, validation_images=0)  # which it does not say: no interval
+    return figures(*run.committed, validation_images=0)  # not recorded, so no interval
 
 
 def tiles(run: Results) -> Markup:
-    """Return the few figures that come first, large."""
+    """Return the main figures, shown large at the top."""
     found, before = of_run(run), of_last_commit(run)
     keys = [
         "accuracy",
@@ -113,8 +113,8 @@ def tiles(run: Results) -> Markup:
     return join(_tile(found[key], before.get(key)) for key in keys)
 
 
-def beside(run: Results) -> str:
-    """Return a sentence on what the figures are compared with."""
+def comparison(run: Results) -> str:
+    """Return a sentence that says what the figures are compared with."""
     if run.commit is None:
         return "There is no commit to compare with."
     if run.committed is None:
@@ -127,7 +127,7 @@ def beside(run: Results) -> str:
 
 
 def intervals(run: Results) -> Markup:
-    """Return the figures that have an interval as a chart, those of the last commit below each."""
+    """Return a chart of the figures with an interval, of this run and of the last commit."""
     found, before = of_run(run), of_last_commit(run)
     rows = []
     for key, shown in found.items():
@@ -137,12 +137,12 @@ def intervals(run: Results) -> Markup:
                 rows.append({"figure": one.name, "run": when, "value": one.value, "low": low, "high": high})
     frame = pd.DataFrame(rows)
     summary = (
-        f"From {len(run.labels):,} test images, the accuracy on images of this kind is between "
+        f"On images like the {len(run.labels):,} test images, the accuracy is between "
         f"{_range(found['accuracy'], 'and')}, with 95{SPACE}% confidence."
     )
     formats = {"figure": "", "run": "", "value": ".4f", "low": ".4f", "high": ".4f"}
-    title = "Shares of images, with their intervals"
-    drawing = charts.svg(charts.intervals(frame), f"Points on lines, a line a figure. {summary}")
+    title = "Accuracies with 95 % intervals"
+    drawing = charts.svg(charts.intervals(frame), f"A point and its interval for each figure. {summary}")
     return figure("intervals", title, summary, drawing, frame_table(title, frame, formats))
 
 
@@ -156,7 +156,7 @@ def every(run: Results) -> Markup:
         old, change = ("", "") if earlier is None else (_number(earlier.value), _change(shown, earlier))
         rows.append([shown.name, _number(shown.value), spread, old, change])
     headers = ["", "this run", "95 % interval", *(["last commit", "change"] if before else [])]
-    return table("Every figure", headers, [row[: len(headers)] for row in rows], "-nnnn"[: len(headers)])
+    return table("All figures", headers, [row[: len(headers)] for row in rows], "-nnnn"[: len(headers)])
 
 
 def _place(order: list[str], key: str) -> int:

@@ -1,4 +1,4 @@
-"""Pieces of HTML for the report. Every text that comes in is escaped; what is HTML already is a `Markup`."""
+"""HTML elements for the report. All text is escaped, unless it is `Markup`."""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,21 +11,21 @@ CELLS: dict[str, dict[str, object]] = {"-": {}, "n": {"class_": "number"}, "c": 
 
 
 class Markup(str):
-    """HTML that is put on the page as it is."""
+    """HTML, which is not escaped again."""
 
 
-def percent(share: float) -> str:
-    """Return a share as a percentage with one decimal that claims neither 0 nor 100 where it is not."""
-    if 0.9995 <= share < 1:
+def percent(fraction: float) -> str:
+    """Return a fraction as a percentage with one decimal; only exactly 0 and 1 become 0.0 % and 100.0 %."""
+    if 0.9995 <= fraction < 1:
         return f">{SPACE}99.9{SPACE}%"
-    if 0 < share < 0.0005:
+    if 0 < fraction < 0.0005:
         return f"<{SPACE}0.1{SPACE}%"
-    # As a decimal, since 0.7555 in binary is a little less and would come out as 75.5.
-    return f"{Decimal(str(share)).scaleb(2).quantize(Decimal('0.1'), ROUND_HALF_UP)}{SPACE}%"
+    # Decimal, because 0.7555 in binary is slightly less and would become 75.5.
+    return f"{Decimal(str(fraction)).scaleb(2).quantize(Decimal('0.1'), ROUND_HALF_UP)}{SPACE}%"
 
 
 def text(content: object) -> Markup:
-    """Return what is shown for `content`: itself where it is HTML, otherwise escaped."""
+    """Return `content` escaped, unless it is `Markup`."""
     return content if isinstance(content, Markup) else Markup(html.escape(str(content)))
 
 
@@ -35,7 +35,7 @@ def element(name: str, content: object = "", **attributes: object) -> Markup:
 
 
 def join(parts: Iterable[object]) -> Markup:
-    """Return the parts one after the other, a line each."""
+    """Return the parts, one per line."""
     return Markup("\n".join(map(text, parts)))
 
 
@@ -45,9 +45,9 @@ def image(source: str, alternative: str) -> Markup:
 
 
 def table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[object]], kinds: str = "") -> Markup:
-    """Return a table that scrolls in a frame of its own where it is too wide.
+    """Return a table that scrolls sideways when it is too wide.
 
-    kinds: of each column n for numbers, aligned to the right, c for code, or - for words.
+    kinds: a letter for each column: n for numbers (right-aligned), c for code, - for text.
     """
     looks = [CELLS[kind] for kind in kinds.ljust(len(headers), "-")]
     head = join(element("th", name, scope="col", **look) for name, look in zip(headers, looks, strict=True))
@@ -57,13 +57,13 @@ def table(caption: str, headers: Sequence[str], rows: Iterable[Sequence[object]]
         lines.append(join([element("th", row[0], scope="row", **looks[0]), *cells]))
     body = join(element("tr", line) for line in lines)
     parts = [element("caption", caption), element("thead", element("tr", head)), element("tbody", body)]
-    # The frame takes the keyboard's focus, or those without a mouse could not scroll it.
+    # Focusable, so that it can be scrolled with the keyboard.
     focus = {"tabindex": 0, "role": "region", "aria_label": caption}
     return element("div", element("table", join(parts)), class_="scroll", **focus)
 
 
 def frame_table(caption: str, frame: pd.DataFrame, formats: Mapping[str, str]) -> Markup:
-    """Return a table of the columns named in `formats`, each written by its format."""
+    """Return a table of the columns in `formats`, formatted accordingly."""
     kinds = "".join("n" if pd.api.types.is_numeric_dtype(frame[name]) else "-" for name in formats)
     columns = [[format(value, formats[name]) for value in frame[name]] for name in formats]
     rows = list(zip(*columns, strict=True))
@@ -71,17 +71,17 @@ def frame_table(caption: str, frame: pd.DataFrame, formats: Mapping[str, str]) -
 
 
 def figure(name: str, title: str, summary: str, drawing: str, numbers: Markup) -> Markup:
-    """Return a chart with its title, a sentence on what it shows, and its numbers in a table that opens."""
+    """Return a chart with its title, a summary, and its numbers in a collapsed table."""
     parts = [
         element("figcaption", join([element("h3", title), element("p", summary)])),
         element("div", Markup(drawing), class_="chart"),
-        unfolding(numbers),
+        collapsed(numbers),
     ]
     return element("figure", join(parts), id=name, class_="card")
 
 
-def unfolding(numbers: Markup) -> Markup:
-    """Return a table that shows when asked for."""
+def collapsed(numbers: Markup) -> Markup:
+    """Return a table that is collapsed at first."""
     return element("details", join([element("summary", "The numbers"), numbers]))
 
 

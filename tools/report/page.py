@@ -16,7 +16,7 @@ def render(run: Results) -> str:
         title=text(run.statistics.dataset.name),
         lead=text(lead(run)),
         tiles=headline.tiles(run),
-        beside=text(headline.beside(run)),
+        comparison=text(headline.comparison(run)),
         intervals=headline.intervals(run),
         every=headline.every(run),
         experiments_link=experiments.link(run.experiments),
@@ -41,7 +41,7 @@ def render(run: Results) -> str:
 
 
 def lead(run: Results) -> str:
-    """Return a sentence or two on what ran."""
+    """Return a summary of the run."""
     splits, epochs = run.statistics.splits, len(run.history)
     return (
         f"{run.train['parameters']:,} parameters, trained for {epochs} {'epoch' if epochs == 1 else 'epochs'} on "

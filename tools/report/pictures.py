@@ -1,4 +1,4 @@
-"""The report's pictures: arrays in, PNGs in data URIs out, which a page shows without asking for a file."""
+"""The pictures of the report, embedded as PNGs in data URIs."""
 
 import base64
 import io
@@ -8,22 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tools.report.markup import Markup, element, image, join, percent, table, unfolding
+from tools.report.markup import Markup, collapsed, element, image, join, percent, table
 from tools.report.results import Results
 
-LARGEST = 96  # pixels, of the longer side: what a page of many pictures has room for
+LARGEST = 96  # pixels of the longer side, to keep the page small
 OF_EACH_CLASS = 10
-MOST_CLASSES = 20  # of more, the page would be all pictures
+MOST_CLASSES = 20  # to keep the page short
 
 
 def mistakes(run: Results, most: int = 24) -> Markup:
-    """Return the test images whose wrong prediction has the highest probability."""
+    """Return the misclassified test images with the highest probabilities."""
     confidence = run.probabilities.max(axis=1)
     return _gallery(run, _first(run.probabilities.argmax(axis=1) != run.labels, -confidence, most))
 
 
 def hits(run: Results, most: int = 12) -> Markup:
-    """Return the test images whose right prediction has the lowest probability."""
+    """Return the correctly classified test images with the lowest probabilities."""
     confidence = run.probabilities.max(axis=1)
     return _gallery(run, _first(run.probabilities.argmax(axis=1) == run.labels, confidence, most))
 
@@ -44,7 +44,7 @@ def filters(run: Results) -> Markup:
         shown.append(element("li", image(data_uri(picture), words)))
     caption = f"{count} filters of {height} x {width} weights a channel"
     numbers = table(caption, ["filter", "lowest", "highest", *means], rows, "nnn" + "n" * channels)
-    return join([element("ul", join(shown), class_="filters"), unfolding(numbers)])
+    return join([element("ul", join(shown), class_="filters"), collapsed(numbers)])
 
 
 def grid(run: Results) -> Markup:
@@ -62,7 +62,7 @@ def grid(run: Results) -> Markup:
 
 
 def data_uri(pixels: NDArray[np.uint8]) -> str:
-    """Return an image, uint8 (H, W, 1 or 3), as a PNG in a data URI, made smaller where it is over `LARGEST`."""
+    """Return an image, uint8 (H, W, 1 or 3), as a PNG in a data URI, scaled down to `LARGEST`."""
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((LARGEST, LARGEST))
     content = io.BytesIO()
@@ -71,7 +71,7 @@ def data_uri(pixels: NDArray[np.uint8]) -> str:
 
 
 def filter_images(weights: NDArray[np.float32]) -> list[NDArray[np.uint8]]:
-    """Return each filter of (h, w, channels, filters) as a picture: zero is mid-grey, one scale for all."""
+    """Return the filters, (h, w, channels, filters), as pictures on one scale, with zero as mid-grey."""
     largest = float(np.abs(weights).max()) or 1.0
     return list(np.rint(np.moveaxis(127.5 + 127.5 * weights / largest, 3, 0)).astype(np.uint8))
 
@@ -91,7 +91,7 @@ def _shown(run: Results, index: int) -> Markup:
     order = np.argsort(-run.probabilities[index], kind="stable")
     true = run.classes[run.labels[index]]
     first, *others = (f"{run.classes[i]}, {percent(float(run.probabilities[index, i]))}" for i in order[:2])
-    # What it would have said next is telling where it was about to say it.
+    # The second class is interesting only if the prediction is correct.
     then = others[0] if others and order[0] == run.labels[index] else None
     parts = [
         image(data_uri(run.test.images[index]), f"true {true}, predicted {first}"),

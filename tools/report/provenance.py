@@ -1,4 +1,4 @@
-"""Where the report's run comes from: its splits, params, machine and hashes, as tables."""
+"""Tables of what the run used: splits, params, machine and hashes."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from tools.report.markup import Markup, element, join, table
 from tools.report.results import Results
 
-# Not quite the pipeline's order: so they fill three columns evenly.
+# In this order they fill three columns evenly.
 SECTIONS = ("dataset", "preprocess", "model", "runtime", "train", "evaluate")
 
 
 def splits(run: Results) -> Markup:
-    """Return how many images of each class each split has."""
+    """Return the number of images of each class in each split."""
     found = {name: run.statistics.splits[name] for name in ("train", "validation", "test")}
     rows = [
         [name, *(f"{split.class_counts[number]:,}" for split in found.values())]
@@ -23,7 +23,7 @@ def splits(run: Results) -> Markup:
 
 
 def changed(run: Results) -> Markup:
-    """Return a warning where params.yaml is no longer what the run used."""
+    """Return a warning if params.yaml has changed since the run."""
     if not run.changed:
         return Markup("")
     keys = ", ".join(run.changed)
@@ -31,7 +31,7 @@ def changed(run: Results) -> Markup:
 
 
 def params(run: Results) -> Markup:
-    """Return the params that the run used, a table a section."""
+    """Return the params of the run, one table per section."""
     return join(
         element("div", table(section, ["key", "value"], _flat(run.chosen[section])), class_="card")
         for section in SECTIONS
@@ -39,7 +39,7 @@ def params(run: Results) -> Markup:
 
 
 def machine(run: Results) -> Markup:
-    """Return what logs/ says of the machine, or that it says nothing."""
+    """Return duration, machine and versions from logs/, with a note for each missing file."""
     logs = {"train": run.train_log, "evaluate": run.evaluate_log}
     parts = [
         element("p", f"logs/{name}.json is not there: it stays on the machine that ran.", class_="note")
@@ -55,7 +55,7 @@ def machine(run: Results) -> Markup:
 
 
 def hashes(run: Results) -> Markup:
-    """Return the digests of the contents, and those of the files that DVC knows."""
+    """Return the hashes of the contents, and of the files that DVC tracks."""
     splits = run.statistics.splits.items()
     rows = [
         ["the dataset", "", "SHA-256", run.statistics.dataset.sha256],

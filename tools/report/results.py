@@ -1,4 +1,4 @@
-"""What the last run left, read together and held to be of one run; and what the last commit says of the same."""
+"""Reads the last run's outputs, checks that they belong together, and reads the last commit's metrics."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ from tools.report.experiments import Experiment
 
 T = TypeVar("T")
 
-# What the report reads of each file in metrics/. A class may be called 7, or NA: names stay text.
+# The keys that the report needs in each file of metrics/. Class names such as 7 or NA stay text.
 FIGURES = {
     "train": ("accuracy", "loss", "val_accuracy", "val_loss", "epoch", "parameters", "model_sha256"),
     "evaluation": (
@@ -95,7 +95,7 @@ class Results:
 
 
 def read(folder: Path) -> Results:
-    """Read the run of the checkout at `folder`; `StageError` where a part is missing or of another run."""
+    """Read the run of the checkout at `folder`; raises `StageError` if a file is missing or of another run."""
     metrics, raw, model = folder / "metrics", folder / "data" / "raw", folder / "models" / "model.keras"
     train, evaluation = (_read(metrics / f"{name}.csv", _figures) for name in FIGURES)
     history, per_class, confusion = (_read(metrics / f"{name}.csv", _table) for name in COLUMNS)
@@ -105,7 +105,7 @@ def read(folder: Path) -> Results:
     labels, probabilities = _predictions(folder / "data" / "predictions.csv", statistics.classes)
     archive = _read(model, Path.read_bytes)
     _one_run(folder, train, evaluation, hashlib.sha256(archive).hexdigest(), test, labels, probabilities)
-    _read(folder / "dvc.lock", Path.read_bytes)  # first, as `params.read` has another remedy for a missing file
+    _read(folder / "dvc.lock", Path.read_bytes)  # first, for a message that names the right fix
     stages = params.read(folder / "dvc.lock")["stages"].values()
     chosen = {
         section: choices
@@ -138,8 +138,8 @@ def read(folder: Path) -> Results:
 
 
 def first_filters(archive: bytes) -> NDArray[np.float32] | None:
-    """Return the first convolution's weights out of a .keras file, without loading TensorFlow."""
-    import h5py  # here, as it costs a third of a second that a missing run need not wait for
+    """Return the weights of the first convolution in a .keras file, without importing TensorFlow."""
+    import h5py  # slow to import, so only after the checks above
 
     with zipfile.ZipFile(BytesIO(archive)) as members, members.open("model.weights.h5") as file:
         # Keras numbers the layers of a class in the order of the network: conv2d, conv2d_1 and so on.
@@ -150,7 +150,7 @@ def first_filters(archive: bytes) -> NDArray[np.float32] | None:
 
 
 def differing(used: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the dotted keys whose values are not the same in both, in alphabetical order."""
+    """Return the dotted keys whose values differ, sorted."""
     ours, theirs = flat(used), flat(now)
     return sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
 
@@ -160,7 +160,7 @@ def _read(path: Path, reader: Callable[[Path], T]) -> T:
         return reader(path)
     except FileNotFoundError:
         raise StageError(f"{path}: no such file; run: dvc repro") from None
-    except ValueError as error:  # cut short, or with git's conflict marks in it
+    except ValueError as error:  # truncated, or with git's conflict markers
         raise StageError(f"{path}: not what a stage writes ({str(error).strip()}); run: dvc repro") from None
 
 
