@@ -143,10 +143,10 @@ def test_two_nodes_share_a_sweep_and_a_second_one_runs_only_what_is_missing(
 
     second = run_sweep(project, "train.batch_size=64,128", "train.momentum=0", "runtime.threads=1")
     assert second.returncode == 0, second.stdout + second.stderr
-    assert second.stdout.startswith("2 experiments, 1 of them in origin already\n")
+    assert second.stdout.startswith("2 experiments, 1 already in origin\n")
     _, commit = project.json("dvc", "exp", "show", "--json")
     metrics = [row["revs"][0]["data"]["metrics"]["metrics/train.json"]["data"] for row in commit["experiments"]]
-    assert len({one["model_sha256"] for one in metrics}) == 2
+    assert metrics[0] != metrics[1]
 
     # A stage that ran is in its node's run cache: data came from the remote.
     ran = [path.read_text("utf-8") for path in Path(cluster["folder"]).glob("*/cache/dvc/runs/*/*/*")]
