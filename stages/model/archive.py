@@ -5,7 +5,6 @@ Here they are replaced by fixed values. Keras loads the result like any other ar
 """
 
 import json
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -25,16 +24,16 @@ def save_model(model: keras.Model, path: Path, state: bytes = b"") -> None:
 
     state: what a later run needs to go on with the training, stored in the archive if it is not empty.
     """
-    # The temporary folder is beside `path`, because that disk was checked for space.
-    with (
-        replacing(path) as partial,
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=path.name, suffix=".partial") as folder,
-    ):
-        varying = Path(folder) / "model.keras"
-        # Keras ignores its argument include_optimizer; Adam's moments are twice the size of the weights.
-        optimizer, model.optimizer = getattr(model, "optimizer", None), None
+    # Keras needs this suffix. The name is fixed, so the next run overwrites what a killed one left behind.
+    varying = path.with_name(f"{path.name}.partial.keras")
+    # Keras ignores its argument include_optimizer; Adam's moments are twice the size of the weights.
+    optimizer, model.optimizer = getattr(model, "optimizer", None), None
+    with replacing(path) as partial:
         try:
             model.save(varying)
+        except BaseException:
+            varying.unlink(missing_ok=True)
+            raise
         finally:
             model.optimizer = optimizer
         with zipfile.ZipFile(varying) as source, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
@@ -46,6 +45,7 @@ def save_model(model: keras.Model, path: Path, state: bytes = b"") -> None:
                 entry = zipfile.ZipInfo(STATE, EPOCH)
                 entry.external_attr = 0o644 << 16
                 target.writestr(entry, state)
+        varying.unlink()
 
 
 def read_state(path: Path) -> bytes:
