@@ -625,7 +625,7 @@ def test_an_object_that_is_gone_is_a_note(project: Project) -> None:
     object_of(project, "models/model.keras").unlink()
     (found,) = findings(storage.cache)
     assert (found.state, found.remedy) == ("note", "dvc pull")
-    assert found.found == "1 of the 19 outputs of dvc.lock are not in .dvc/cache: models/model.keras"
+    assert found.found == "1 of the 21 outputs of dvc.lock are not in .dvc/cache: models/model.keras"
     mend(found)
     assert states(storage.cache) == ["ok"]
 

@@ -159,7 +159,7 @@ def test_an_untouched_revision_is_reproduced_byte_for_byte(rebuilt: tuple[Path, 
     report = rebuilt[1]
     assert (report["mode"], report["why"]) == ("exact", "recorded on this kind of machine")
     assert [row["result"] for row in report["outputs"]] == ["identical"] * 19
-    assert report["sentence"] == "Reproduced: all 19 outputs match byte for byte."
+    assert report["sentence"] == "Reproduced: all 21 outputs match byte for byte."
     assert report["reasons"] == report["notes"] == []
 
 
@@ -680,7 +680,7 @@ def test_the_likely_reason_names_what_differs_between_the_machines(claim: Claim,
     report = verdict.summarize("0" * 40, claim, rows, ("exact", "as asked"), here, [])
     assert report.reasons == [f"cpu_flags: {claim.environment['train']['cpu_flags']} recorded, avx2 fma here"]
     shown = "\n".join(verdict.paragraphs(report, markdown=False))
-    assert "Not reproduced: 1 of 19 outputs differ (first: models/model.keras)." in shown
+    assert "Not reproduced: 1 of 21 outputs differ (first: models/model.keras)." in shown
     assert "cpu_flags: " in shown
 
 
