@@ -100,7 +100,7 @@ def first(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
     project.choose("train.learning_rate", 0.01)
     assert project.repro() == STAGES
     project.commit("A higher learning rate")
-    assert "11 files pushed" in project.run("dvc", "push").stdout
+    assert "12 files pushed" in project.run("dvc", "push").stdout
     project.run("git", "checkout", "--quiet", "main")
     assert not (project.folder / "dvc.lock").exists()
     with_tools = Project(project.folder, {**project.environment, "PYTHONPATH": str(ROOT)})
@@ -137,7 +137,7 @@ def cached(project: Project, name: str) -> str:
 def test_a_clone_on_another_machine_pulls_and_runs_nothing(first: Project, server: Server, tmp_path: Path) -> None:
     other = clone(first, tmp_path, "result")
     let_in(other, server)
-    assert "11 files fetched" in other.run("dvc", "pull").stdout
+    assert "12 files fetched" in other.run("dvc", "pull").stdout
     assert other.repro() == []
     assert other.run("git", "status", "--porcelain").stdout == ""
     for name in ("models/model.keras", "data/predictions.csv"):
@@ -163,7 +163,7 @@ def test_a_clone_without_data_has_nothing_to_share_and_says_so(
     with_tools = Project(other.folder, {**other.environment, "PYTHONPATH": str(ROOT)})
     refused = with_tools.run(sys.executable, "-m", "tools.share", check=False)
     assert refused.returncode == 1
-    assert refused.stderr.startswith("share: 11 of the 11 outputs to push are missing from DVC's cache: data/raw/")
+    assert refused.stderr.startswith("share: 12 of the 12 outputs to push are missing from DVC's cache: data/raw/")
     assert refused.stderr.count("\n") == 1
     assert refused.stdout == ""
     other.run("dvc", "pull")

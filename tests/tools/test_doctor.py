@@ -639,7 +639,7 @@ def test_an_empty_cache_is_filled_from_the_remote_and_by_a_run_where_none_is_nam
     project.run("git", "checkout", "--quiet", ".dvc/config")
     mend(found)
     (found,) = findings(storage.cache)
-    assert found.found.startswith(".dvc/cache: all 11 outputs of dvc.lock, without some that git keeps, ")
+    assert found.found.startswith(".dvc/cache: all 12 outputs of dvc.lock, without some that git keeps, ")
 
 
 def test_an_output_that_was_changed_in_the_workspace_is_a_note(project: Project) -> None:
