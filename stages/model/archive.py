@@ -14,8 +14,6 @@ import keras
 from stages.common.outputs import replacing
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the earliest date in the zip format
-
-
 STATE = "training_state.npz"  # a member of our own, which Keras ignores
 
 
@@ -28,24 +26,20 @@ def save_model(model: keras.Model, path: Path, state: bytes = b"") -> None:
     varying = path.with_name(f"{path.name}.partial.keras")
     # Keras ignores its argument include_optimizer; Adam's moments are twice the size of the weights.
     optimizer, model.optimizer = getattr(model, "optimizer", None), None
-    with replacing(path) as partial:
-        try:
-            model.save(varying)
-        except BaseException:
-            varying.unlink(missing_ok=True)
-            raise
-        finally:
-            model.optimizer = optimizer
-        with zipfile.ZipFile(varying) as source, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
-            for name in sorted(source.namelist()):
-                entry = zipfile.ZipInfo(name, EPOCH)
-                entry.external_attr = 0o644 << 16
-                target.writestr(entry, _fixed(name, source.read(name)))
-            if state:
-                entry = zipfile.ZipInfo(STATE, EPOCH)
-                entry.external_attr = 0o644 << 16
-                target.writestr(entry, state)
-        varying.unlink()
+    try:
+        with replacing(path) as partial:
+            try:
+                model.save(varying)
+            finally:
+                model.optimizer = optimizer
+            with zipfile.ZipFile(varying) as source, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as target:
+                members = [(name, _fixed(name, source.read(name))) for name in sorted(source.namelist())]
+                for name, content in [*members, *([(STATE, state)] if state else [])]:
+                    entry = zipfile.ZipInfo(name, EPOCH)
+                    entry.external_attr = 0o644 << 16
+                    target.writestr(entry, content)
+    finally:
+        varying.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> bytes:
