@@ -69,8 +69,9 @@ photographs of five classes:
 | with `keras.utils.load_img`, which takes the nearest pixel by default | 0.5015 |
 | as phones store them, without `exif_transpose` | 0.2446 |
 
-Every picture is assigned one of these classes, even if it shows none of them. The results hold for pictures like
-those of the dataset, not for others. The expected calibration error of the probabilities is {calibration_error}.
+## How far to trust this
+
+{trust}
 
 ## Provenance
 
@@ -125,12 +126,38 @@ def model_card(
         resized=RESIZE[statistics.picture_rules.resize].format(size=(width, height)),
         scaled=scaled,
         standardized=scaling if statistics.scaling == "standardize" else "",
-        calibration_error=f"{evaluation['calibration_error']:.4f}",
+        trust="\n".join(f"- {sentence}" for sentence in _trust(evaluation)),
         dataset_sha256=evaluation["dataset_sha256"],
         model_sha256=evaluation["model_sha256"],
         origin=(f"\n{_origin(origin)}" if origin else "") + (f"\n{WEIGHTED}" if weighted else ""),
         origin_sha256=f"\n| the weights that training began with | {origin.sha256} |" if origin else "",
     )
+
+
+def _trust(evaluation: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each figure that was computed."""
+    sentences = [
+        "Every picture is assigned one of these classes, even if it shows none of them.",
+        "The results hold for pictures like those of the dataset, not for others.",
+        f"The expected calibration error of the probabilities is {evaluation['calibration_error']:.4f}.",
+    ]
+    if "temperature" in evaluation:
+        error, temperature = evaluation["calibrated"]["calibration_error"], evaluation["temperature"]
+        sentences.append(
+            f"With the temperature {temperature}, fitted on validation, the calibration error is {error:.4f}."
+        )
+    abstain = evaluation.get("abstain")
+    if abstain and abstain["accuracy"] is not None:
+        sentences.append(
+            f"Where the largest probability is at least {abstain['threshold']:.4f}, which holds for "
+            f"{abstain['coverage']:.1%} of the test images, the accuracy is {abstain['accuracy']:.4f}. Below "
+            "that, treat a prediction as none of the classes."
+        )
+    if (found := evaluation.get("test_duplicates")) is not None:
+        without = evaluation["accuracy_without_duplicates"]
+        accuracy = "" if without is None else f" Without them the accuracy is {without:.4f}."
+        sentences.append(f"{found:,} test images repeat a training image, exactly or nearly.{accuracy}")
+    return sentences
 
 
 def _origin(origin: Origin) -> str:

@@ -83,6 +83,27 @@ def test_the_text_names_classes_figures_shapes_and_hashes(evaluation: dict[str, 
         assert words in text
 
 
+def test_each_figure_on_trust_that_was_computed_has_a_sentence(evaluation: dict[str, Any]) -> None:
+    _, text = parts(model_card(evaluation, PER_CLASS, statistics()))
+    _, _, section = text.partition("## How far to trust this")
+    assert "The expected calibration error of the probabilities is 0.0625." in section
+    assert "temperature" not in section
+    computed = {
+        "temperature": 1.5,
+        "calibrated": {"loss": 0.5, "calibration_error": 0.02},
+        "abstain": {"threshold": 0.75, "coverage": 0.5, "accuracy": 0.9},
+        "test_duplicates": 6,
+        "accuracy_without_duplicates": 0.7,
+    }
+    _, text = parts(model_card(evaluation | computed, PER_CLASS, statistics()))
+    for words in (
+        "With the temperature 1.5, fitted on validation, the calibration error is 0.0200.",
+        "at least 0.7500, which holds for 50.0% of the test images, the accuracy is 0.9000.",
+        "6 test images repeat a training image, exactly or nearly. Without them the accuracy is 0.7000.",
+    ):
+        assert words in text
+
+
 def test_standardized_pixels_are_said_to_be(evaluation: dict[str, Any]) -> None:
     assert "divided by 255, minus [0.25], over [0.5], by channel." in model_card(
         evaluation, PER_CLASS, statistics("standardize")
