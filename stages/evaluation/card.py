@@ -46,8 +46,13 @@ The 95 % confidence interval of the accuracy (Wilson) is {low} to {high}.
 
 ## Use
 
-In a checkout of the project, `python -m tools.export` makes files for LiteRT, ONNX Runtime and TensorFlow Serving.
-They scale pixels themselves, are checked on the test images, and come with code for each.
+In a checkout of the project with this model:
+
+- `python -m tools.predict PATH` classifies pictures and folders of pictures. It decodes, resizes and scales them
+  as in training.
+- `python -m tools.serve` does the same on a page in the browser and as an HTTP API.
+- `python -m tools.export` makes files for LiteRT, ONNX Runtime and TensorFlow Serving. They scale pixels
+  themselves, are checked on the test images, and come with code for each.
 
 With Keras alone, decode and scale as in training:
 
