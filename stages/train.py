@@ -72,6 +72,9 @@ def main(arguments: Sequence[str]) -> None:
             origin = take_weights(model, earlier, statistics, params.continue_)
             first = origin.epochs
         if cluster.chief:
+            # The model, and two checkpoints of at most five times as much (the weights, the best ones, the slow
+            # ones, Adam's two moments), each written aside before it is moved.
+            require_space(options.model.parent, 17 * 4 * model.count_params())
             sentences = [
                 *class_remarks(params, statistics.classes, counts),
                 *network_remarks(model_params, model),
@@ -79,9 +82,6 @@ def main(arguments: Sequence[str]) -> None:
             ]
             for note in sentences:
                 print(f"train: {note}", file=sys.stderr)
-            # The model, and two checkpoints of at most five times as much (the weights, the best ones, the slow
-            # ones, Adam's two moments), each written aside before it is moved.
-            require_space(options.model.parent, 17 * 4 * model.count_params())
             epochs = first + params.epochs + getattr(model_params, "fine_tune_epochs", 0)
             callbacks += displays(params.batch_size, len(training.images), epochs, options.logs)
         checkpoints = Checkpoints(options.checkpoints, run_key(digests, cluster.replicas))
