@@ -6,18 +6,28 @@ embedded color profiles are converted to sRGB, and transparent areas become whit
 
 import functools
 import io
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from pydantic import BaseModel, ConfigDict
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")  # and HEIF, with pillow-heif
 MAX_PIXELS = 100_000_000  # of one picture; it takes some hundred megabytes while it is decoded
+_PHOTOMETRIC = 262  # the TIFF tag
+# Pillow's raw modes of 16-bit color pictures, B with the high byte first, L with the low byte first, and for each
+# the one that decodes the byte that it discards.
+_FOREIGN = "B" if sys.byteorder == "little" else "L"
+_OTHER_BYTE = {
+    f"{mode};16{order}": f"{mode};16{other}"
+    for mode in ("RGB", "RGBA")
+    for order, other in (("B", "L"), ("L", "B"), ("N", _FOREIGN))
+}
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
@@ -25,7 +35,8 @@ class Decoding(BaseModel):
     """How pictures become pixels; recorded with data and model, so that prediction decodes as download did.
 
     resize: "stretch" ignores the aspect ratio; "crop" keeps it and cuts off the excess; "pad" keeps it and adds
-    black borders. grey_bits: 16-bit grey pictures are scaled to 8 bits from this many, which the dataset uses.
+    black borders. grey_bits: 16-bit pictures, grey or RGB, are scaled to 8 bits from this many, which the
+    dataset uses.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
@@ -47,14 +58,18 @@ def decode(file: IO[bytes], rules: Decoding, max_pixels: int = MAX_PIXELS) -> ND
         # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, several times faster. At four times the final size
         # or more, this changes the result by less than one grey level on average.
         image.draft(None, (4 * max(rules.height, rules.width),) * 2)
+        if rules.grey_bits < 16 and _is_16_bit_color(image):
+            _scale_16_bit_color(image, file, rules.grey_bits, max_pixels)
         ImageOps.exif_transpose(image, in_place=True)
         return _pixels(image, rules)
 
 
-def grey_bits(file: IO[bytes]) -> int:
-    """Return how many bits the pixels of a 16-bit grey picture use, 0 for other pictures; raises `Unreadable`."""
+def used_bits(file: IO[bytes]) -> int:
+    """Return how many bits the pixels of a 16-bit picture use, 0 for other pictures; raises `Unreadable`."""
     with _opened(file) as image:
-        return int(np.asarray(image).max()).bit_length() if _is_16_bit_grey(image) else 0
+        if _is_16_bit_grey(image):
+            return int(np.asarray(image).max()).bit_length()
+        return 8 + int(np.asarray(image)[..., :3].max()).bit_length() if _is_16_bit_color(image) else 0
 
 
 @contextmanager
@@ -73,7 +88,7 @@ def _opened(file: IO[bytes], max_pixels: int = MAX_PIXELS) -> Iterator[Image.Ima
         raise Unreadable(f"is damaged: {error}") from None
 
 
-def _open(file: IO[bytes], max_pixels: int) -> Image.Image:
+def _open(file: IO[bytes], max_pixels: int) -> ImageFile.ImageFile:
     formats: tuple[str, ...] = FORMATS
     start = file.read(64)
     file.seek(0)
@@ -99,10 +114,38 @@ def _is_16_bit_grey(image: Image.Image) -> bool:
     return image.mode.startswith("I")
 
 
+def _is_16_bit_color(image: Image.Image) -> bool:
+    return any(_raw_mode(tile.args) in _OTHER_BYTE for tile in getattr(image, "tile", ()))
+
+
+def _raw_mode(args: Any) -> str:
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _scale_16_bit_color(image: Image.Image, file: IO[bytes], bits: int, max_pixels: int) -> None:
+    """Scale a 16-bit RGB or RGBA picture from `bits` to 8 bits, in place.
+
+    Pillow keeps the upper byte of each value. To get the lower one, decode again with the other order of bytes.
+    """
+    high = np.asarray(image).astype(np.uint16)
+    file.seek(0)
+    with _open(file, max_pixels) as other:
+        other.tile = [tile._replace(args=_with_other_byte(tile.args)) for tile in other.tile]
+        values = (high << 8 | np.asarray(other)) >> (bits - 8)
+    image.paste(Image.fromarray(np.minimum(values, 255).astype(np.uint8)))
+
+
+def _with_other_byte(args: Any) -> Any:
+    other = _OTHER_BYTE[_raw_mode(args)]
+    return (other, *args[1:]) if isinstance(args, tuple) else other
+
+
 def _pixels(image: Image.Image, rules: Decoding) -> NDArray[np.uint8]:
     if _is_16_bit_grey(image):
-        values = np.asarray(image).astype(np.int64) >> (rules.grey_bits - 8)
-        image = Image.fromarray(np.minimum(values, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.int64)
+        if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0:
+            values = 2**rules.grey_bits - 1 - values  # 0 is white, which Pillow ignores for 16 bits
+        image = Image.fromarray((values >> (rules.grey_bits - 8)).clip(0, 255).astype(np.uint8))
     mode = "L" if rules.channels == 1 else "RGB"
     to_srgb = None
     if profile := image.info.get("icc_profile"):

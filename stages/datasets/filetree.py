@@ -13,6 +13,7 @@ from typing import IO, Protocol
 from stages.common.failure import StageError
 from stages.common.pictures import Unreadable
 
+DECOMPRESS = {".gz": "gunzip", ".tgz": "gunzip", ".bz2": "bunzip2", ".xz": "unxz", ".zst": "unzstd"}
 MAX_MEMBER = 1 << 28  # bytes of one file in an archive, which is read into memory
 
 
@@ -37,9 +38,13 @@ def open_tree(path: Path) -> FileTree:
     try:
         tree: FileTree = _Zip(path) if zipfile.is_zipfile(path) else _Tar(path)
     except (tarfile.TarError, zipfile.BadZipFile) as error:
-        raise StageError(
-            f"{path}: not a folder, .zip or uncompressed .tar ({error}); for .tar.gz, run: gunzip {path}"
-        ) from None
+        tool = DECOMPRESS.get(path.suffix.lower())
+        hint = (
+            f"run: {tool} {path}"
+            if tool
+            else "if it is intact, unpack it and set dataset.folder.path to the folder"
+        )
+        raise StageError(f"{path}: not a folder, .zip or uncompressed .tar ({error}); {hint}") from None
     seen: set[str] = set()
     for name in tree.names:
         problem = "is not a safe path" if name.startswith("/") or ".." in name.split("/") else ""
@@ -81,10 +86,12 @@ def _raise(error: OSError) -> None:
 class _Zip:
     def __init__(self, path: Path) -> None:
         self._archive = zipfile.ZipFile(path)
-        self.names = [member.filename for member in self._archive.infolist() if not member.is_dir()]
+        members = [member for member in self._archive.infolist() if not member.is_dir()]
+        self.names = [member.filename.replace("\\", "/") for member in members]  # as some Windows programs write
+        self._members = dict(zip(self.names, members, strict=True))
 
     def open(self, name: str) -> IO[bytes]:
-        member = self._archive.getinfo(name)
+        member = self._members[name]
         if stat.S_ISLNK(member.external_attr >> 16):
             raise Unreadable("is not a file")
         if member.flag_bits & 1:
@@ -115,7 +122,12 @@ class _Tar:
                 self.names.append(name)
                 plain = member.isreg() and not member.issparse()
                 self._extents[name] = (member.offset_data, member.size) if plain else None
+            end = archive.offset
         self._file = path.open("rb")
+        # tarfile takes a damaged or truncated header, except the first, for the end of the archive.
+        if os.pread(self._file.fileno(), tarfile.BLOCKSIZE, end) != bytes(tarfile.BLOCKSIZE):
+            self._file.close()
+            raise tarfile.ReadError(f"truncated or damaged at byte {end:,}")
 
     def open(self, name: str) -> IO[bytes]:
         extent = self._extents[name]

@@ -30,7 +30,7 @@ from stages.common.drawing import draw
 from stages.common.failure import StageError
 from stages.common.outputs import replacing, require_space
 from stages.common.params import Section
-from stages.common.pictures import Decoding, Unreadable, decode, grey_bits
+from stages.common.pictures import Decoding, Unreadable, decode, used_bits
 from stages.datasets import Dataset, Images
 from stages.datasets.filetree import FileTree, open_tree
 from stages.datasets.grouping import connected, group_keys
@@ -233,7 +233,7 @@ class _PixelFile:
             if used < 16:
                 rules = rules.model_copy(update={"grey_bits": max(8, used)})
                 print(
-                    f"{root}: 16-bit grey pictures use {used} bits; scaled from {rules.grey_bits} to 8 bits",
+                    f"{root}: 16-bit pictures use {used} bits; scaled from {rules.grey_bits} to 8 bits",
                     file=sys.stderr,
                 )
                 again = _in_threads(lambda index: self._add(tree, names[index], index, rules), deep)
@@ -245,7 +245,7 @@ class _PixelFile:
     def _add(self, tree: FileTree, name: str, position: int, rules: Decoding) -> tuple[str, bytes, int, str]:
         """Decode and store a picture.
 
-        Return the SHA-256 of the file, a digest of the pixels, its `grey_bits`, and why it is unreadable, if so.
+        Return the SHA-256 of the file, a digest of the pixels, its `used_bits`, and why it is unreadable, if so.
         """
         try:
             if not name.isprintable():
@@ -255,7 +255,7 @@ class _PixelFile:
                 if not file.seek(0, os.SEEK_END):
                     raise Unreadable("is empty")
                 file.seek(0)
-                bits = grey_bits(file)
+                bits = used_bits(file)
                 file.seek(0)
                 pixels = decode(file, rules)
         except Unreadable as reason:
@@ -393,7 +393,10 @@ def _check_classes(root: str, classes: Sequence[str], train: Sequence[Picture], 
         names = ", ".join(classes[label] for label in absent[:10])
         names += f" and {len(absent) - 10:,} more" if len(absent) > 10 else ""
         if split == "training" or not pictures:
-            raise StageError(f"{root}: no readable {split} pictures of {names}; add some, or exclude the class")
+            raise StageError(
+                f"{root}: no readable {split} pictures of {names}; add some (a class needs two, one of them for "
+                "testing), or exclude the class"
+            )
         print(f"{root}: warning: no test pictures of {names}; these classes will have no figures", file=sys.stderr)
 
 

@@ -26,19 +26,32 @@ EXPECTED = "expected one folder per class, such as cat/1.jpg and dog/2.jpg, or t
 PICTURES = re.compile(r"\.(png|jpe?g|jpe|jfif|mpo|webp|bmp|dib|tiff?|gif|avif|hei[cf]|hif)", re.IGNORECASE)
 # Files and folders of macOS, Windows and Synology, in lower case. Names that begin with a dot are ignored as well.
 SYSTEM = frozenset(
-    ("__macosx", "icon\r", "thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "@eadir", "#recycle")
+    (
+        "__macosx",
+        "icon\r",
+        "thumbs.db",
+        "ehthumbs.db",
+        "ehthumbs_vista.db",
+        "desktop.ini",
+        "$recycle.bin",
+        "system volume information",
+        "lost+found",
+        "@eadir",
+        "#recycle",
+        "#snapshot",
+    )
 )
 Role = Literal["", "train", "validation", "test"]
 _ROLE_NAMES: dict[Role, str] = {
     "train": "train training",
-    "validation": "val valid validation",
-    "test": "test testing",
+    "validation": "val valid validation dev eval",
+    "test": "test testing test1",
 }
 ROLES = {
     name + suffix: role
     for role, names in _ROLE_NAMES.items()
     for name in names.split()
-    for suffix in ("", "set", "_set")
+    for suffix in ("", "set", "_set", "_images", "_data")
 }
 COLUMNS = {
     "path": (
@@ -50,11 +63,12 @@ COLUMNS = {
         "file_path",
         "image",
         "image_path",
+        "image_name",
         "image_id",
         "id",
     ),
     "label": ("label", "class", "category", "class_name", "label_name", "target", "species", "breed"),
-    "split": ("split", "set", "subset", "partition", "fold"),
+    "split": ("split", "set", "subset", "partition"),
 }
 
 
@@ -131,6 +145,7 @@ def _from_folders(root: str, paths: dict[str, tuple[str, ...]]) -> Found:
     folders = {parts[0] for parts in paths.values() if len(parts) > 1}
     roles = _roles(root, folders)
     if not roles:
+        _check_lone_train(root, paths, folders)
         return {name: ("", _class(root, name, parts)) for name, parts in paths.items()}
     found: Found = {}
     for name, parts in paths.items():
@@ -189,6 +204,18 @@ def _roles(root: str, folders: Iterable[str]) -> dict[str, Role]:
     return roles
 
 
+def _check_lone_train(root: str, paths: Mapping[str, tuple[str, ...]], folders: set[str]) -> None:
+    """Raise `StageError` when a folder is named like the training split and consists of folders like one."""
+    for train in sorted(folder for folder in folders if _role(folder) == "train"):
+        inside = [parts[1:] for parts in paths.values() if parts[0] == train]
+        others = sorted(folders - {train})
+        if others and len({parts[0] for parts in inside}) > 1 and all(len(parts) > 1 for parts in inside):
+            raise StageError(
+                f"{root}: {train}/ looks like the training split, but {others[0]}/ beside it is not a split; "
+                "rename it to val or test, add it to dataset.folder.exclude, or rename the class"
+            )
+
+
 def _class(root: str, name: str, parts: tuple[str, ...]) -> str:
     if len(parts) == 1:
         raise StageError(f"{root}/{name}: this picture is not in the folder of a class; {EXPECTED}")
@@ -220,13 +247,20 @@ def _from_table(root: str, paths: dict[str, tuple[str, ...]], table: Table, igno
         text = row[columns["split"]] or "" if "split" in columns else None
         role: Role | None = "" if text is None else _role(text)
         if role is None:
-            raise StageError(f"{line}: {text!r} is not a split; write train, val or test")
+            raise StageError(
+                f"{line}: {text!r} is not a split; write train, val or test, or ignore the column with "
+                f'dataset.folder.labels: {{file: {table.name}, split: ""}}'
+            )
         entry = (role, (row[columns["label"]] or "").strip() or None)
         if found.setdefault(matches.pop(), entry) != entry:
             raise StageError(f"{line}: {written!r} has another label or split in an earlier row; remove one")
     if missing:
         more = f", and {len(missing) - 1:,} rows more" if len(missing) > 1 else ""
-        raise StageError(f"{missing[0]} is not a picture in {root}/{more}; correct or remove these rows")
+        such = f", such as {'/'.join(min(paths.values()))}" if paths else ""
+        raise StageError(
+            f"{missing[0]} is not a picture in {root}/{more}; correct or remove these rows: paths start in {root}/"
+            f"{such}"
+        )
     ignored |= {name: f"not in {table.name}" for name in paths if name not in found}
     return found
 
@@ -292,7 +326,7 @@ def _finder(paths: dict[str, tuple[str, ...]], folder: str) -> Callable[[str], s
             by_file_name.setdefault(key, set()).add(name)
 
     def find(written: str) -> set[str]:
-        path = unicodedata.normalize("NFC", written).removeprefix("./")
+        path = normal(written).replace("\\", "/").removeprefix("./")
         exact = {by_path[full] for full in (path, f"{folder}/{path}") if full in by_path}
         return exact or set(by_file_name.get(path, ()))
 
@@ -303,14 +337,17 @@ def _columns(where: str, fields: list[str], given: Mapping[str, str | None]) -> 
     columns = {}
     for role, known in COLUMNS.items():
         wanted = given.get(role)
+        if wanted == "" and role == "split":
+            continue
         match = [name for name in fields if (name == wanted if wanted else name.strip().lower() in known)]
         match.sort(key=lambda name: 0 if wanted else known.index(name.strip().lower()))
         if match:
             columns[role] = match[0]
         elif wanted or role != "split":
-            key = f"dataset.folder.labels.{role}"
+            name = where.rpartition("/")[2]
             raise StageError(
-                f"{where}: no column {wanted or role!r}; its columns are {', '.join(fields)}; set {key}"
+                f"{where}: no column {wanted or role!r}; its columns are {', '.join(fields)}; set "
+                f"dataset.folder.labels to {{file: {name}, {role}: COLUMN}}"
             )
     return columns
 
@@ -362,6 +399,6 @@ def _check_classes(root: str, pictures: Mapping[str, tuple[Role, str]], ignored:
         raise StageError(f"{root}: found {number}, expected 2 to {MAX_CLASSES:,}; {EXPECTED}{ignored}")
     for split, present in by_role.items():
         if unknown := sorted(present - classes):
-            raise StageError(
-                f"{root}: the class {unknown[0]!r} is in the {split} split only; add training images or exclude it"
-            )
+            same = [label for label in classes if label.strip().lower() == unknown[0].strip().lower()]
+            hint = f"rename it to {same[0]!r}" if same else "add training images or exclude it"
+            raise StageError(f"{root}: the class {unknown[0]!r} is in the {split} split only; {hint}")

@@ -270,7 +270,7 @@ def test_every_resize_rule_takes_pictures_of_extreme_proportions(resize: Any) ->
 @pytest.mark.parametrize(("bits", "value"), [(8, 200), (10, 800), (12, 3200), (16, 51200)])
 def test_16_bit_grey_is_scaled_from_the_bits_that_the_set_uses(bits: int, value: int) -> None:
     content = png(8, 8, 16, 0, value.to_bytes(2, "big") * 8)
-    assert pictures.grey_bits(io.BytesIO(content)) == bits
+    assert pictures.used_bits(io.BytesIO(content)) == bits
     assert (decode(content, grey_bits=bits) == 200).all()
 
 
@@ -278,8 +278,55 @@ def test_16_bit_grey_above_the_range_becomes_white() -> None:
     assert (decode(png(8, 8, 16, 0, b"\x81\x80" * 8), grey_bits=10) == 255).all()
 
 
-def test_grey_bits_of_other_pictures_are_0() -> None:
-    assert pictures.grey_bits(io.BytesIO(SMALL["PNG"])) == 0
+def tiff(pixels: bytes, channels: int, photometric: int, order: str) -> bytes:
+    """A TIFF file of 16-bit pixels, 8 x 8; order: struct's code of the order of bytes."""
+    tags = {256: 8, 257: 8, 258: 16, 262: photometric, 273: 0, 277: channels, 278: 8, 279: 128 * channels}
+    start = 8 + 2 + 12 * len(tags) + 4
+    bits = struct.pack(f"{order}{channels}H", *[16] * channels)
+    tags[273] = start + len(bits)
+    content = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}IH", 8, len(tags))
+    for tag, value in tags.items():
+        content += struct.pack(f"{order}HHI", tag, 4, 1) + struct.pack(f"{order}I", value)
+    content = content.replace(  # the bits of each channel, where there are several
+        struct.pack(f"{order}HHII", 258, 4, 1, 16),
+        struct.pack(f"{order}HHII", 258, 3, channels, start)
+        if channels > 2
+        else struct.pack(f"{order}HHIHxx", 258, 3, 1, 16),
+    )
+    return content + bytes(4) + bits + pixels
+
+
+def deep(form: str, values: list[int]) -> bytes:
+    """A picture of one color, given by its 16-bit values."""
+    kind, _, byte_order = form.partition(" ")
+    order = "<" if byte_order == "II" else ">"
+    pixels = struct.pack(f"{order}{len(values)}H", *values) * 8
+    if kind == "PNG":
+        return png(8, 8, 16, {3: 2, 4: 6}[len(values)], pixels)
+    return tiff(pixels * 8, len(values), 2, order)
+
+
+@pytest.mark.parametrize("form", ["PNG", "TIFF II", "TIFF MM"])
+@pytest.mark.parametrize("bits", [9, 10, 12, 16])
+def test_16_bit_color_is_scaled_from_the_bits_that_the_set_uses(form: str, bits: int) -> None:
+    color = (10, 200, 100)
+    content = deep(form, [(value << (bits - 8)) + 1 for value in color])
+    assert pictures.used_bits(io.BytesIO(content)) == bits
+    assert (decode(content, grey_bits=bits) == color).all()
+
+
+def test_16_bit_color_with_12_bits_and_transparency_is_white_where_it_is_transparent() -> None:
+    assert (decode(deep("PNG", [160, 3200, 1600, 65535]), grey_bits=12) == (10, 200, 100)).all()
+    assert (decode(deep("PNG", [160, 3200, 1600, 0]), grey_bits=12) == WHITE).all()
+
+
+def test_16_bit_grey_where_0_is_white_is_inverted() -> None:
+    content = tiff(struct.pack("<H", 4095 - 3200) * 64, 1, 0, "<")
+    assert (decode(content, grey_bits=12) == 200).all()
+
+
+def test_used_bits_of_other_pictures_are_0() -> None:
+    assert pictures.used_bits(io.BytesIO(SMALL["PNG"])) == 0
 
 
 def swapped_profile() -> bytes:

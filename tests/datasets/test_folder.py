@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import unicodedata
+import warnings
 import zipfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -291,7 +292,7 @@ WRONG_FOLDERS: dict[str, tuple[Callable[[], object], str]] = {
     "an empty file": (lambda: Path("pictures").touch(), r"pictures: not a folder, \.zip or uncompressed \.tar"),
     "one picture in a class": (
         lambda: (write_shades(), write("emu/1.png", encoded(flat("RGB", (9, 9, 9))))),
-        "no readable training pictures of emu; add some, or exclude the class",
+        r"no readable training pictures of emu; add some \(a class needs two, one of them for testing\)",
     ),
     "a linked class": (link_a_class, "pictures/cat: a link to a folder, in which DVC sees no changes"),
 }
@@ -384,7 +385,7 @@ def test_16_bit_pictures_of_12_bits_use_the_whole_range(
     assert dataset.decoding is not None
     assert dataset.decoding.grey_bits == 12
     assert {*dataset.train.images.flat, *dataset.test.images.flat} == {0, 128, 255}
-    assert "16-bit grey pictures use 12 bits; scaled from 12 to 8 bits" in capsys.readouterr().err
+    assert "16-bit pictures use 12 bits; scaled from 12 to 8 bits" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("cores", [1, 2, 4])
@@ -418,6 +419,78 @@ def test_an_archive_gives_the_same_dataset_as_the_folder(repository: Path, pack:
     assert contents(from_archive) == contents(from_folder)
     assert from_archive.sha256 == from_folder.sha256
     assert from_archive.edition == "pictures of your own: 20 files in set.archive"
+
+
+def test_a_zip_with_windows_separators_is_read(repository: Path) -> None:
+    write_shades()
+    with zipfile.ZipFile("set.zip", "w") as archive:
+        for file in Path("pictures").rglob("*.*"):
+            archive.write(file, str(file.relative_to("pictures")).replace("/", "\\"))
+    assert contents(load(path="set.zip")) == contents(load())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["../a/1.png"], r"set\.archive: '\.\./a/1\.png' is not a safe path; pack the folder again"),
+        (["/a/1.png"], r"set\.archive: '/a/1\.png' is not a safe path"),
+        (["a/1.png", "a/1.png"], r"set\.archive: 'a/1\.png' is in it twice"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_an_archive_with_unsafe_names_is_refused(
+    repository: Path, kind: str, names: list[str], message: str
+) -> None:
+    if kind == "zip":
+        with warnings.catch_warnings(action="ignore"), zipfile.ZipFile("set.archive", "w") as archive:
+            for name in names:
+                archive.writestr(name, b"")
+    else:
+        with tarfile.open("set.archive", "w") as tar:
+            for name in names:
+                tar.addfile(tarfile.TarInfo(name))
+    with pytest.raises(StageError, match=message):
+        load(path="set.archive")
+
+
+def test_links_and_devices_in_a_tar_are_not_pictures(repository: Path) -> None:
+    write_shades()
+    pack_tar(Path("set.tar"), Path("pictures"))
+    with tarfile.open("set.tar", "a") as tar:
+        for name, kind in (("cat/link.png", tarfile.SYMTYPE), ("dog/device.png", tarfile.CHRTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "/etc/hostname"
+            tar.addfile(member)
+    with pytest.raises(StageError, match=r"2 of 22 pictures cannot be read \(is not a file: 2\)"):
+        load(path="set.tar")
+
+
+@pytest.mark.parametrize("damage", ["cut at a header", "cut in a header", "cut in a picture", "damaged header"])
+def test_a_truncated_or_damaged_tar_is_refused(repository: Path, damage: str) -> None:
+    write_shades()
+    pack_tar(Path("set.tar"), Path("pictures"))
+    with tarfile.open("set.tar") as archive:
+        start = archive.getmembers()[-1].offset
+    content = bytearray(Path("set.tar").read_bytes())
+    cuts = {"cut at a header": 0, "cut in a header": 100, "cut in a picture": tarfile.BLOCKSIZE + 10}
+    if damage in cuts:
+        del content[start + cuts[damage] :]
+    else:
+        content[start + 10] ^= 1
+    Path("set.tar").write_bytes(content)
+    with pytest.raises(
+        StageError, match=r"^set\.tar: not a folder, \.zip or uncompressed \.tar \(.*\); if it is intact"
+    ):
+        load(path="set.tar")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"), [("a.tar.xz", "run: unxz a.tar.xz"), ("a.7z", "if it is intact, unpack it")]
+)
+def test_an_archive_of_another_format_is_one_line(repository: Path, name: str, hint: str) -> None:
+    Path(name).write_bytes(b"7z\xbc\xaf" + bytes(600))
+    with pytest.raises(StageError, match=hint):
+        load(path=name)
 
 
 def test_a_thousand_unreadable_pictures_are_summarized(repository: Path) -> None:

@@ -47,14 +47,15 @@ def test_one_tree_is_to_be_divided(names: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "train", ["train", "Train", "training", "TRAINING_SET", "training set", "train-set", "trainset"]
+    "train",
+    ["train", "Train", "training", "TRAINING_SET", "training set", "train-set", "trainset", "train_images"],
 )
-@pytest.mark.parametrize("test", ["test", "Testing", "test_set"])
+@pytest.mark.parametrize("test", ["test", "Testing", "test_set", "test1", "Test Data"])
 def test_train_and_test_are_found_by_their_usual_names(train: str, test: str) -> None:
     assert splits(of(*under(train, test))) == {"train": BOTH, "test": BOTH}
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "Validation", "val_set"])
+@pytest.mark.parametrize("val", ["val", "valid", "Validation", "val_set", "dev"])
 def test_val_beside_test_is_the_validation_split(val: str) -> None:
     found = splits(of(*under("train", val, "test")))
     assert found == {"train": BOTH, "validation": BOTH, "test": BOTH}
@@ -106,6 +107,8 @@ def test_a_name_in_two_unicode_forms_is_one_class() -> None:
         ("ehthumbs.db", "hidden or system files"),
         ("rose/Desktop.ini", "hidden or system files"),
         ("rose/Icon\r", "hidden or system files"),
+        ("$RECYCLE.BIN/1.jpg", "hidden or system files"),
+        ("System Volume Information/1.jpg", "hidden or system files"),
         ("README", "without a suffix"),
         ("rose/LICENSE.txt", ".txt"),
         ("rose/1.XML", ".XML"),
@@ -149,6 +152,8 @@ def test_pictures_are_found_by_their_suffix_in_any_case(suffix: str) -> None:
         ),
         ([*under("train", "test"), "val/1.jpg"], r"pictures/val/1\.jpg: this picture has no class"),
         ([*under("train", "test"), "test/lily/1.jpg"], r"the class 'lily' is in the test split only"),
+        ([*under("train"), "test/Rose/1.jpg", "test/daisy/1.jpg"], r"'Rose' .* split only; rename it to 'rose'"),
+        (under("train", "masks"), r"train/ looks like the training split, but masks/ beside it is not a split"),
         ([*FLOWERS, "a\nb/1.jpg"], r"the class 'a\\nb' has an unprintable name; rename it"),
     ],
 )
@@ -171,8 +176,9 @@ def tabled(*rows: str, name: str = "labels.csv", names: list[str] = NAMES, **col
         ("Filename;Class", "1.jpg;rose", "2.jpg;daisy"),
         ("id\tbreed\tage", "1\trose\t3", "2\tdaisy\t4"),
         ("label,extra,image", "rose,,./images/1.jpg", "daisy,,images/2.jpg"),
+        ("path,label,fold", "images\\1.jpg,rose,1", "images\\2.jpg,daisy,2"),
     ],
-    ids=["paths", "file names", "names without a suffix", "another order"],
+    ids=["paths", "file names", "names without a suffix", "another order", "Windows paths, and folds"],
 )
 def test_a_table_names_the_class_of_each_picture(rows: tuple[str, ...]) -> None:
     layout = tabled(*rows)
@@ -192,6 +198,10 @@ def test_a_table_can_name_the_split_and_leave_out_labels() -> None:
     assert layout.unlabeled == ["images/3.jpg"]
 
 
+def test_a_column_of_splits_can_be_ignored() -> None:
+    assert splits(tabled("path,label,split", "1.jpg,rose,7", "2.jpg,daisy,8", split="")) == {"": BOTH}
+
+
 def test_columns_can_be_given() -> None:
     layout = tabled("label,a,b", "x,1.jpg,rose", "y,2.jpg,daisy", path="a", label="b", split=None)
     assert splits(layout) == {"": BOTH}
@@ -206,13 +216,16 @@ def test_columns_can_be_given() -> None:
         ),
         (
             ("path,label", "9.jpg,rose", "8.jpg,x"),
-            r"labels\.csv:2: '9\.jpg' is not a picture in pictures/, and 1 rows",
+            r"labels\.csv:2: '9\.jpg' is not a picture in pictures/, and 1 rows more; .* such as images/1\.jpg",
         ),
         (
             ("path,label", "1.jpg,a", "1.jpg,b"),
             r"labels\.csv:3: '1\.jpg' has another label or split in an earlier",
         ),
-        (("path,label,split", "1.jpg,a,dev"), r"labels\.csv:2: 'dev' is not a split; write train, val or test"),
+        (
+            ("path,label,split", "1.jpg,a,2"),
+            r"labels\.csv:2: '2' is not a split; write train, val or test, or ignore",
+        ),
         (("path,label,split", "1.jpg,a"), r"labels\.csv:2: '' is not a split"),
         (("",), r"labels\.csv: no column 'path'"),
         (("path,label", "x" * 200_000), r"labels\.csv:1: not valid CSV: field larger than field limit"),
@@ -229,7 +242,7 @@ def test_a_name_of_two_pictures_is_named() -> None:
 
 
 PART = st.sampled_from(
-    ["train", "Test", "val", "rose", "daisy", "flowers", ".git", "__MACOSX", "\xe9", "e\u0301", "a\nb"]
+    ["train", "Test", "val", "masks", "rose", "daisy", "flowers", ".git", "__MACOSX", "\xe9", "e\u0301", "a\nb"]
 )
 FILE = st.sampled_from(["1.jpg", "2.PNG", "3.webp", "notes.txt", "README", ".DS_Store", "labels.csv"])
 PATHS = st.lists(st.tuples(st.lists(PART, max_size=4), FILE), max_size=12)
