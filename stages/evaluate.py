@@ -13,8 +13,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from stages.common import failure
 from stages.common.confidence import Confidence, soften
 from stages.common.exclusive import exclusive
@@ -52,7 +50,8 @@ def main(arguments: Sequence[str]) -> None:
             raw_test, raw_train = (read_split(options.raw, name, source) for name in ("test", "train"))
             leaks = find_leaks(raw_test, raw_train, near=params.duplicates == "near", scratch=options.metrics)
         runtime.start(runtime_params, seed=0)
-        from stages.model.trained import load_predictor  # only now, as it loads TensorFlow
+        from stages.model.inference import mean_of_views  # only now, as they load TensorFlow
+        from stages.model.trained import load_predictor
 
         predict, record = load_predictor(options.model)
         require_same_data(record, statistics)
@@ -67,10 +66,9 @@ def main(arguments: Sequence[str]) -> None:
             threshold=abstention_threshold(truth, soften(fitted_on, temperature), params.abstain),
         )
         probabilities = soften(before, temperature)
-        flipped = None
-        if params.flip:
-            mirrored = soften(predict(test.images[:, :, ::-1]), temperature)
-            flipped = (probabilities + mirrored) / np.float32(2)
+        views = mean_of_views(
+            lambda images: soften(predict(images), temperature), test.images, probabilities, params.views
+        )
         write_json(options.confidence, confidence.model_dump())
         save_results(
             options.metrics,
@@ -81,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
             record,
             labels,
             probabilities,
-            flipped,
+            views,
             leaks,
             figures(labels, before, soften(before, fitted), fitted, probabilities, confidence),
         )

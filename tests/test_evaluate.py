@@ -136,19 +136,30 @@ def test_every_image_is_a_hit_among_as_many_classes_as_there_are(project: Projec
 
 
 @pytest.mark.usefixtures("started")
-def test_flip_adds_figures_and_changes_none(project: Project) -> None:
+def test_views_add_figures_and_change_none(project: Project) -> None:
     plain = figures(project)
-    project.choose("evaluate.flip", True)
+    project.choose("evaluate.views", 6)
     project.run(*COMMAND)
-    both = figures(project)
-    flip = {name.removeprefix("flip."): both.pop(name) for name in list(both) if name.startswith("flip.")}
-    assert both == plain
+    found = figures(project)
+    two, six = (
+        {name.removeprefix(prefix): found.pop(name) for name in list(found) if name.startswith(prefix)}
+        for prefix in ("views_2.", "views_6.")
+    )
+    assert found == plain
     images = np.array(read(project.folder / "data/processed/test.npz").images)
     labels = read(project.folder / "data/processed/test.npz").labels.argmax(axis=1)
-    mean = (predict(project, images) + predict(project, images[:, :, ::-1])) / 2
-    assert flip["accuracy"] == (mean.argmax(axis=1) == labels).mean()
-    assert flip["loss"] == pytest.approx(-np.log(mean[np.arange(len(labels)), labels]).mean(), rel=1e-4)
-    assert flip["loss"] != plain["loss"]
+    forward, back = (np.roll(images, step, axis=(1, 2)) for step in (1, -1))
+    forward[:, 0], back[:, -1] = forward[:, 2], back[:, -3]
+    forward[:, :, 0], back[:, :, -1] = forward[:, :, 2], back[:, :, -3]
+
+    def mirrored(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        return (predict(project, images) + predict(project, images[:, :, ::-1])) / 2
+
+    mean = mirrored(images)
+    for figure, expected in (two, mean), (six, mean / 2 + mirrored(forward) / 4 + mirrored(back) / 4):
+        assert figure["accuracy"] == (expected.argmax(axis=1) == labels).mean()
+        assert figure["loss"] == pytest.approx(-np.log(expected[np.arange(len(labels)), labels]).mean(), rel=1e-4)
+    assert len({plain["loss"], two["loss"], six["loss"]}) == 3
 
 
 def test_calibration_lowers_the_loss_on_validation_and_only_the_probabilities_change(project: Project) -> None:

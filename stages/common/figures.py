@@ -46,7 +46,7 @@ def parse_figures(content: bytes, source: str) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested `values` as one level of dotted names, such as `flip.accuracy`; lists count as values."""
+    """Return nested `values` as one level of dotted names, such as `views_2.accuracy`; lists count as values."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         section = isinstance(value, Mapping) and value

@@ -25,7 +25,7 @@ class EvaluateParams(Section):
     """`evaluate` of params.yaml."""
 
     top_k: int = Field(ge=1)  # a hit when the label is among so many most probable classes
-    flip: bool  # also score with horizontal-flip test-time augmentation
+    views: Literal[1, 2, 6]  # also score with test-time augmentation: see `mean_of_views`
     # Which test images count as seen in training: those with the pixels of a training image, or near copies too.
     duplicates: Literal["none", "identical", "near"]
     temperature: Literal["none", "validation"]  # of the probabilities, fitted on the validation split
@@ -41,15 +41,15 @@ def save_results(
     record: ModelRecord,
     labels: NDArray[np.int64],
     probabilities: NDArray[np.float32],
-    flipped: NDArray[np.float32] | None,
+    views: Mapping[int, NDArray[np.float32]],
     leaks: NDArray[np.float64] | None,
     confidence: Mapping[str, Any],
 ) -> None:
     """Score the predictions on the test split and write every table, the metrics and the model card.
 
-    metrics: folder; labels: int64 (N,); probabilities: float32 (N, classes); flipped: the same with
-    horizontal-flip test-time augmentation; leaks: of each image, see `duplicates.find_leaks`;
-    confidence: further figures, see `confidence.figures`.
+    metrics: folder; labels: int64 (N,); probabilities: float32 (N, classes); views: the same with test-time
+    augmentation, by number of views; leaks: of each image, see `duplicates.find_leaks`; confidence: further
+    figures, see `confidence.figures`.
     """
     classes = statistics.classes
     predicted = probabilities.argmax(axis=1)
@@ -77,7 +77,7 @@ def save_results(
         "balanced_accuracy": scoring.balanced_accuracy(labels, predicted, len(classes)) if unbalanced else None,
         # On the test images that are identical to the published ones.
         "official_accuracy": float(correct.mean()) if official else None,
-        "flip": None if flipped is None else scoring.score(labels, flipped, params.top_k),
+        **{f"views_{count}": scoring.score(labels, mean, params.top_k) for count, mean in views.items()},
         **confidence,
         **({} if leaks is None else _leaks(labels == predicted, leaks)),
         "test_images": len(labels),

@@ -1,7 +1,7 @@
 """Predicts the probabilities of a whole split in batches."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import keras
 import numpy as np
@@ -47,6 +47,30 @@ class Predictor:
 def batch_size(shape: tuple[int, ...]) -> int:
     """Return how many images of `shape` (H, W, C) are predicted at a time."""
     return max(8, min(BATCH_SIZE, BATCH_SIZE * PIXELS // math.prod(shape[:-1])))
+
+
+def mean_of_views(
+    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
+    images: NDArray[np.float32],
+    plain: NDArray[np.float32],
+    count: int,
+) -> dict[int, NDArray[np.float32]]:
+    """Return the mean probabilities over 2 and over 6 views of each image, by number of views up to `count`.
+
+    images: float32 (N, H, W, C); plain: what `predict` returns for them, float32 (N, classes). 2: the image and its
+    mirror image. 6: in addition both of them shifted by one pixel down and right, and by one up and left, with
+    reflected borders; the shifted ones count half, as in K. Jordan's airbench (2024).
+    """
+    if count == 1:
+        return {}
+    found = {2: (plain + predict(images[:, :, ::-1])) / np.float32(2)}
+    if count == 6:
+        found[6] = found[2] / np.float32(2)
+        for part in _batches(len(images), batch_size(images.shape[1:])):
+            padded = np.pad(images[part], ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+            for shifted in (padded[:, :-2, :-2], padded[:, 2:, 2:]):
+                found[6][part] += (predict(shifted) + predict(shifted[:, :, ::-1])) / np.float32(8)
+    return found
 
 
 def _batches(images: int, size: int) -> Iterator[slice]:

@@ -67,6 +67,8 @@ def start(params: RuntimeParams, seed: int) -> None:
         keras.config.set_dtype_policy(policy)
         keras.utils.set_random_seed(seed)
         devices = tf.config.list_physical_devices("GPU")
+        for device in devices:  # by default TensorFlow takes all of a GPU's memory: one run at a time
+            tf.config.experimental.set_memory_growth(device, True)
     if params.precision == "float16" and not params.emulate and not devices:
         raise StageError(
             "runtime.precision: float16 needs a GPU, but TensorFlow finds none: use float32, or set "

@@ -26,7 +26,7 @@ def evaluated(folder: Path, labels: list[int], predicted: list[int]) -> tuple[di
         epoch=1,
         parameters=1,
     )
-    params = EvaluateParams(top_k=1, flip=False, duplicates="none", temperature="none", abstain=0)
+    params = EvaluateParams(top_k=1, views=1, duplicates="none", temperature="none", abstain=0)
     probabilities = np.eye(2, dtype=np.float32)[predicted]
     save_results(
         folder,
@@ -37,7 +37,7 @@ def evaluated(folder: Path, labels: list[int], predicted: list[int]) -> tuple[di
         record,
         np.array(labels),
         probabilities,
-        None,
+        {},
         None,
         {},
     )

@@ -130,7 +130,7 @@ def test_a_recipe_may_leave_runtime_as_it_is(params: Path) -> None:
     path = Path("recipes") / "fast.yaml"
     path.write_text(
         path.read_text(encoding="utf-8").partition("runtime:")[0]
-        + "evaluate: {top_k: 1, flip: true, duplicates: near, temperature: none, abstain: 0}\n"
+        + "evaluate: {top_k: 1, views: 6, duplicates: near, temperature: none, abstain: 0}\n"
     )
     recipe.main(["fast"])
     assert read(params)["runtime"]["precision"] == "float32"
