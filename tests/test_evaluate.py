@@ -152,7 +152,7 @@ def test_views_add_figures_and_change_none(project: Project) -> None:
     forward[:, 0], back[:, -1] = forward[:, 2], back[:, -3]
     forward[:, :, 0], back[:, :, -1] = forward[:, :, 2], back[:, :, -3]
 
-    def mirrored(images: NDArray[np.float32]) -> NDArray[np.float32]:
+    def mirrored(images: NDArray[np.float32]) -> Any:
         return (predict(project, images) + predict(project, images[:, :, ::-1])) / 2
 
     mean = mirrored(images)

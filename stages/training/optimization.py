@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import keras
 
 
+# The optimizers with which scaling a gradient of batch normalization is scaling its learning rate.
+BY_GRADIENT = ("sgd", "muon")
 # The schedules that start low, and the fraction of the run in which they rise.
 UP_AND_DOWN = {"one_cycle": 0.3, "triangle": 0.2}
 
@@ -22,20 +24,21 @@ UP_AND_DOWN = {"one_cycle": 0.3, "triangle": 0.2}
 class OptimizationParams(Section):
     """The part of `train` in params.yaml that describes the optimizer."""
 
-    optimizer: Literal["adam", "adamw", "sgd"]
+    optimizer: Literal["adam", "adamw", "sgd", "muon"]
     learning_rate: float = Field(gt=0)  # the peak of the schedule
     schedule: Literal["constant", "cosine", "one_cycle", "step", "triangle"]
     warmup_epochs: float = Field(ge=0)  # linear, from zero; ignored by schedules that start low
-    momentum: float = Field(ge=0, lt=1)  # Nesterov's; sgd only
-    weight_decay: float = Field(ge=0)  # decoupled; adamw and sgd
+    momentum: float = Field(ge=0, lt=1)  # Nesterov's; sgd, and muon but for kernels
+    weight_decay: float = Field(ge=0)  # decoupled; not with adam
     clip_norm: float = Field(ge=0)  # of the whole gradient; 0: off
     lookahead: int = Field(ge=0, lt=2**31)  # steps between two updates of the slow weights; 0: off
-    offset_rate: float = Field(gt=0)  # factor on the learning rate of batch-normalization offsets; sgd only
+    offset_rate: float = Field(gt=0)  # factor on the learning rate of batch-normalization offsets; sgd and muon
+    kernel_rate: float = Field(gt=0)  # factor on the learning rate of convolutions' kernels; muon only
 
     @model_validator(mode="after")
     def _one_of_offset_rate_and_clip_norm(self) -> Self:
         # The factor scales the gradient, which would change its norm.
-        if self.clip_norm and self.offset_rate != 1 and self.optimizer == "sgd":
+        if self.clip_norm and self.offset_rate != 1 and self.optimizer in BY_GRADIENT:
             raise ValueError("clip_norm and offset_rate do not go together; set clip_norm: 0 or offset_rate: 1")
         return self
 
@@ -44,8 +47,11 @@ def notes(params: OptimizationParams, epochs: int) -> list[str]:
     """Return a sentence for each key that has no effect with the other choices."""
     up_and_down = params.schedule in UP_AND_DOWN
     unread = {
-        "momentum": params.momentum and params.optimizer != "sgd" and f"optimizer {params.optimizer}",
-        "offset_rate": params.offset_rate != 1 and params.optimizer != "sgd" and f"optimizer {params.optimizer}",
+        "momentum": params.momentum and params.optimizer not in BY_GRADIENT and f"optimizer {params.optimizer}",
+        "offset_rate": params.offset_rate != 1
+        and params.optimizer not in BY_GRADIENT
+        and f"optimizer {params.optimizer}",
+        "kernel_rate": params.kernel_rate != 1 and params.optimizer != "muon" and f"optimizer {params.optimizer}",
         "weight_decay": params.weight_decay and params.optimizer == "adam" and "optimizer adam; adamw has it",
         "warmup_epochs": params.warmup_epochs and up_and_down and f"{params.schedule}, which warms up",
     }
@@ -64,6 +70,7 @@ def build_optimizer(params: OptimizationParams) -> keras.optimizers.Optimizer:
     import keras
 
     from stages.training.fused_adam import FusedAdam, FusedAdamW
+    from stages.training.muon import Muon
 
     clip = params.clip_norm or None
     match params.optimizer:
@@ -74,6 +81,15 @@ def build_optimizer(params: OptimizationParams) -> keras.optimizers.Optimizer:
         case "sgd":
             optimizer = keras.optimizers.SGD(
                 params.learning_rate,
+                momentum=params.momentum,
+                nesterov=params.momentum > 0,
+                weight_decay=params.weight_decay or None,
+                global_clipnorm=clip,
+            )
+        case "muon":
+            optimizer = Muon(
+                params.learning_rate,
+                params.kernel_rate,
                 momentum=params.momentum,
                 nesterov=params.momentum > 0,
                 weight_decay=params.weight_decay or None,

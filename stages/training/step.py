@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from stages.training.augmentation import augment
 from stages.training.fused_batch_norm import fuse_batch_norm
 from stages.training.lookahead import Lookahead
+from stages.training.optimization import BY_GRADIENT
 from stages.training.weight_gradient import use_fast_weight_gradients
 
 if TYPE_CHECKING:
@@ -45,10 +46,9 @@ class TrainingSteps:
         optimizer.build(model.trainable_variables)
         fuse_batch_norm(model)
         use_fast_weight_gradients(model)
-        # With SGD, scaling a gradient is scaling its learning rate.
         offsets = {id(layer.beta) for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
         self._factors = [
-            params.offset_rate if params.optimizer == "sgd" and id(variable) in offsets else 1.0
+            params.offset_rate if params.optimizer in BY_GRADIENT and id(variable) in offsets else 1.0
             for variable in model.trainable_variables
         ]
         if cluster.replicas > 1:

@@ -34,6 +34,7 @@ PLAIN: dict[str, Any] = {
     "label_smoothing": 0,
     "class_weights": "none",
     "offset_rate": 1,
+    "kernel_rate": 1,
     "lookahead": 0,
     "flip": False,
     "shift": 0,
@@ -142,6 +143,7 @@ FAST = {
     "scales": [0.8, 1],
     "batch_size": 100,
 }
+MUON = {**FAST, "optimizer": "muon", "kernel_rate": 2}
 MIXED = {
     "resized_crop": 0.5,
     "rotation": 20,
@@ -171,6 +173,8 @@ def _float32_again() -> Iterator[None]:
         ("on_train_batch_end", 5, MIXED),
         ("on_train_batch_end", 5, FAST),
         ("on_train_batch_end", 7, {**FAST, "precision": "mixed_bfloat16"}),
+        ("on_train_batch_end", 5, MUON),
+        ("on_train_batch_end", 7, {**MUON, "precision": "mixed_bfloat16"}),
     ],
 )
 def test_an_interrupted_run_ends_as_one_that_was_not(
@@ -200,8 +204,9 @@ def test_checkpoints_are_gone_after_a_successful_run(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_the_fast_recipe_learns(tmp_path: Path) -> None:
-    rows, _ = train(build_fast(), tmp_path, **{**FAST, "epochs": 6})
+@pytest.mark.parametrize("recipe", [FAST, MUON])
+def test_the_fast_recipe_learns(tmp_path: Path, recipe: dict[str, Any]) -> None:
+    rows, _ = train(build_fast(), tmp_path, **{**recipe, "epochs": 6})
     assert rows[-1]["val_accuracy"] > 0.8
 
 

@@ -22,6 +22,7 @@ CONSTANT = OptimizationParams(
     weight_decay=0,
     clip_norm=0,
     offset_rate=1,
+    kernel_rate=1,
     lookahead=0,
 )
 SCHEDULES = ["constant", "cosine", "one_cycle", "step", "triangle"]
@@ -183,6 +184,7 @@ def test_the_learning_rate_of_the_params_is_the_optimizers() -> None:
         ({"momentum": 0.9}, "momentum"),
         ({"momentum": 0.9, "optimizer": "adamw"}, "momentum"),
         ({"weight_decay": 0.1}, "weight_decay"),
+        ({"kernel_rate": 2}, "kernel_rate"),
         ({"warmup_epochs": 1, "schedule": "one_cycle"}, "warmup_epochs"),
     ],
 )
