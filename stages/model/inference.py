@@ -57,9 +57,9 @@ def mean_of_views(
 ) -> dict[int, NDArray[np.float32]]:
     """Return the mean probabilities over 2 and over 6 views of each image, by number of views up to `count`.
 
-    images: float32 (N, H, W, C); plain: what `predict` returns for them, float32 (N, classes). 2: the image and its
-    mirror image. 6: in addition both of them shifted by one pixel down and right, and by one up and left, with
-    reflected borders; the shifted ones count half, as in K. Jordan's airbench (2024).
+    images: float32 (N, H, W, C); plain: what `predict` returns, float32 (N, classes). 2: the image and its
+    mirror image. 6: in addition both shifted by one pixel down and right, and by one up and left, with reflected
+    borders; the shifted ones count half, as in K. Jordan's airbench (2024).
     """
     if count == 1:
         return {}
