@@ -326,6 +326,11 @@ def test_a_figure_that_is_new_to_the_report_is_shown_last(run: Results) -> None:
     assert found["new_figure"].name == "new figure"
 
 
+def test_figures_of_test_time_augmentation_are_named_by_their_views(run: Results) -> None:
+    found = headline.figures(run.train, {**run.evaluation, "views_6.top_3_accuracy": 0.5}, 1)
+    assert found["views_6.top_3_accuracy"].name == "Top-3 accuracy, mean of 6 views"
+
+
 def test_the_official_accuracy_is_shown_where_it_is_not_the_test_accuracy_again(run: Results) -> None:
     assert run.evaluation["official_test_images"] == run.evaluation["test_images"]
     assert "official_accuracy" not in headline.of_run(run)

@@ -29,6 +29,10 @@ NAMES = {
     "abstain.threshold": "Threshold of an answer",
     "abstain.coverage": "Images that get an answer",
     "abstain.accuracy": "Accuracy of the answers",
+    "test_duplicates": "Test images that repeat a training image",
+    "test_duplicates_identical": "Test images identical to a training image",
+    "accuracy_on_duplicates": "Accuracy on repeated images",
+    "accuracy_without_duplicates": "Accuracy without repeated images",
     "precision_macro": "Precision, mean of classes",
     "recall_macro": "Recall, mean of classes",
     "f1_macro": "F1, mean of classes",
@@ -44,7 +48,15 @@ NAMES = {
 }
 NOT_FIGURES = re.compile(r".*(_low|_high|test_images)")
 TOP = re.compile(r"top_(\d+)_accuracy")
-NEITHER_IS = ("temperature", "abstain.threshold", "train.parameters", "train.epoch")
+VIEWS = re.compile(r"views_(\d)\.(.*)")  # a figure of test-time augmentation
+NEITHER_IS = (
+    "temperature",
+    "abstain.threshold",
+    "test_duplicates",
+    "test_duplicates_identical",
+    "train.parameters",
+    "train.epoch",
+)
 
 
 @dataclass(frozen=True)
@@ -72,15 +84,13 @@ def figures(train: dict[str, Any], evaluation: dict[str, Any], validation_images
     for key, value in values.items():
         if not isinstance(value, int | float) or NOT_FIGURES.fullmatch(key):
             continue
-        top = TOP.fullmatch(key)
-        count = tested if top else images.get(key)
+        count = tested if TOP.fullmatch(key) else images.get(key)
         interval = None
         if f"{key}_low" in values:
             interval = (values[f"{key}_low"], values[f"{key}_high"])
         elif count:
             interval = wilson(round(value * count), count)
-        words = NAMES["top"].format(top[1]) if top else NAMES.get(key, key.replace("_", " "))
-        found.append(Figure(key, words, value, interval))
+        found.append(Figure(key, _words(key), value, interval))
     order = list(NAMES)
     found.sort(key=lambda figure: _place(order, figure.key))
     return {figure.key: figure for figure in found}
@@ -157,6 +167,14 @@ def every(run: Results) -> Markup:
         rows.append([shown.name, _number(shown.value), spread, old, change])
     headers = ["", "this run", "95 % interval", *(["last commit", "change"] if before else [])]
     return table("All figures", headers, [row[: len(headers)] for row in rows], "-nnnn"[: len(headers)])
+
+
+def _words(key: str) -> str:
+    if views := VIEWS.fullmatch(key):
+        return f"{_words(views[2])}, mean of {views[1]} views"
+    if top := TOP.fullmatch(key):
+        return NAMES["top"].format(top[1])
+    return NAMES.get(key, key.replace("_", " "))
 
 
 def _place(order: list[str], key: str) -> int:
