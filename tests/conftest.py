@@ -1,10 +1,11 @@
-"""Fixtures of several test files. Nothing here loads TensorFlow before a test asks for it."""
+"""Shared fixtures. TensorFlow is loaded only when a test asks for it."""
 
 import os
 import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -21,7 +22,7 @@ from tests.project import Project, environment_at, make_project
 PROCESSES = {"subprocess", "Popen", "make_project", "sync_playwright", "fork"}
 SLOW_FIXTURES = {"started", "browser", "small_disk"}
 
-# Few tests that take long: begun first, so that at the end neither worker waits for the other.
+# The files with the longest tests run first, so that no worker is left with one of them at the end.
 LONG = (
     "test_train",
     "test_pipeline",
@@ -33,10 +34,10 @@ LONG = (
 )
 
 
-# A shell that starts the tests in the background has them, and all that they start, ignore Ctrl-C.
+# Processes that a shell starts in the background ignore Ctrl-C, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Another campaign of kills each time, in all workers the same: they inherit it.
+# A new seed for the kills on each run. The workers inherit it.
 os.environ.setdefault("KILLS_SEED", str(random.randrange(1_000_000)))
 
 
@@ -78,12 +79,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others = [item for item in items if not _is_unit_test(item)]
         config.hook.pytest_deselected(items=others)
         items[:] = [item for item in items if item not in others]
-    places = {name: place for place, name in enumerate(LONG)}
-    items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
+    ranks = {name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(LONG)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Tell what the kills hit: one that found nothing to kill proves nothing."""
+    """Print how many processes each kill hit: a kill that hit none proves nothing."""
     reports = [report for name in ("passed", "failed") for report in terminalreporter.stats.get(name, [])]
     kills = [dict(report.user_properties) for report in reports if report.when == "call"]
     kills = [kill for kill in kills if "killed" in kill]
@@ -96,7 +97,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def started() -> None:
-    """TensorFlow in this process as a stage has it: the threads can be set only before its first operation."""
+    """TensorFlow with the settings of a stage, which can be set only before the first operation of the process."""
     runtime.start(
         runtime.RuntimeParams(
             threads=2, cpu_isa="native", precision="float32", emulate=False, strategy="single", devices=1
@@ -105,9 +106,21 @@ def started() -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def only_started_tests_compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that runs TensorFlow operations without `started`, instead of a later test that has it."""
+    context = sys.modules.get("tensorflow.python.eager.context")
+    if context and "started" not in request.fixturenames:
+
+        def refuse(_: Any) -> None:
+            raise RuntimeError("this test runs TensorFlow operations: it needs the fixture `started`")
+
+        monkeypatch.setattr(context.Context, "ensure_initialized", refuse)
+
+
 @pytest.fixture(scope="session")
 def first_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The small project after its first `dvc repro`, committed: to be copied, not changed."""
+    """The small project after its first `dvc repro`, committed. Copy it; do not change it."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base  # one run for all workers
     folder, home = shared / "first-run", shared / "first-run-home"
@@ -122,7 +135,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on a separate disk that holds 64 kB."""
+    """A folder on a separate disk of 64 kB."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small disk")
     folder = tmp_path / "disk"
@@ -139,7 +152,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """A real Chromium, the system's own."""
+    """The Chromium that is installed on this system."""
     names = ("chromium", "chromium-browser", "google-chrome")
     executable = next(filter(None, map(shutil.which, names)), None)
     if executable is None:

@@ -65,6 +65,7 @@ def test_the_precision_is_one_that_this_cpu_supports(
     assert ("no bfloat16 instructions: using float32" in capsys.readouterr().err) is not computes
 
 
+@pytest.mark.usefixtures("started")
 def test_the_demo_s_params_fit_the_fast_network(params: Path) -> None:
     assert "model.widths" not in demo.choices(params)
     recipe.main(["fast"])
