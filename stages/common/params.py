@@ -7,9 +7,9 @@ import difflib
 import re
 import typing
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML, MappingNode, SequenceNode
 from ruamel.yaml.error import MarkedYAMLError, StringMark, YAMLError
 
@@ -20,6 +20,16 @@ UNKNOWN = ("extra_forbidden", "invalid_key")  # pydantic's names for keys that n
 
 S = TypeVar("S", bound="Section")
 Location = tuple[str | int, ...]
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-f]{64}", text):
+        raise ValueError(f"it should be a SHA-256, 64 digits of 0-9 and a-f, found {text!r}")
+    return text
+
+
+SHA256 = Annotated[str, AfterValidator(_sha256)]
+OptionalSHA256 = Annotated[str, AfterValidator(lambda text: text and _sha256(text))]  # or empty
 
 
 class Section(BaseModel):

@@ -7,7 +7,6 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
-import re
 import tarfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,11 @@ from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from stages.common.failure import StageError
 from stages.common.fetch import fetch
-from stages.common.params import Section
+from stages.common.params import SHA256, Section
 from stages.datasets import Dataset, Images
 
 ARCHIVE = "cifar-10-binary.tar.gz"
@@ -59,14 +58,7 @@ EDITIONS = {
 class Params(Section):
     """`dataset.cifar10` of params.yaml."""
 
-    sha256: str = Field(description="of the archive")
-
-    @field_validator("sha256")
-    @classmethod
-    def _hexadecimal(cls, sha256: str) -> str:
-        if not re.fullmatch("[0-9a-f]{64}", sha256):
-            raise ValueError(f"it should be a SHA-256, 64 digits of 0-9 and a-f, found {sha256!r}")
-        return sha256
+    sha256: SHA256 = Field(description="of the archive")
 
 
 def load(params: Params, sources: Sequence[str], cache: Path) -> Dataset:

@@ -8,15 +8,14 @@ fine-tuning, and its dropout is off.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from stages.common.failure import StageError
 from stages.common.fetch import cache_folder, fetch, sources_from_environment
-from stages.common.params import Section
+from stages.common.params import OptionalSHA256, Section
 from stages.common.records import Origin
 
 if TYPE_CHECKING:
@@ -96,17 +95,10 @@ class PretrainedParams(Section):
         "ResNet101V2",
     ]
     weights: str = Field(min_length=1)  # imagenet: those that Keras publishes; none: random; or a path or URL
-    sha256: str  # of the file of weights; not used with `weights: none`
+    sha256: OptionalSHA256  # of the file of weights; not used with `weights: none`
     dropout: float = Field(ge=0, lt=1)  # before the last layer
     fine_tune_epochs: int = Field(ge=0)  # of the whole network, after train.epochs of the last layer
     fine_tune_rate: float = Field(gt=0)  # the learning rate of those epochs
-
-    @field_validator("sha256")
-    @classmethod
-    def _hexadecimal(cls, sha256: str) -> str:
-        if not re.fullmatch("([0-9a-f]{64})?", sha256):
-            raise ValueError(f"it should be a SHA-256, 64 digits of 0-9 and a-f, found {sha256!r}")
-        return sha256
 
 
 def fetch_weights(params: Section) -> Path | None:

@@ -5,7 +5,6 @@ Its SHA-256 is a param, because neither a path nor the name of a revision says w
 
 from __future__ import annotations
 
-import re
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from stages.common.failure import StageError
-from stages.common.params import Section
+from stages.common.params import OptionalSHA256, Section
 from stages.common.records import ModelRecord, Origin, Statistics, read_record
 from stages.model.revisions import fetch_model
 
@@ -29,14 +28,12 @@ class StartParams(Section):
     """The part of `train` in params.yaml that says what training begins with."""
 
     start_from: str  # the path of a model.keras, or a git revision or DVC experiment; empty: random weights
-    start_sha256: str  # of that model, as its model.json has it
+    start_sha256: OptionalSHA256  # of that model, as its model.json has it
     continue_: bool = Field(alias="continue")  # go on from the end of the run that trained it
     keep_state: bool  # keep the optimizer's state in model.keras, with which a later run continues exactly
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        if not re.fullmatch("([0-9a-f]{64})?", self.start_sha256):
-            raise ValueError(f"start_sha256 should be a SHA-256, 64 digits of 0-9 and a-f: {self.start_sha256!r}")
         if self.continue_ and not self.start_from:
             raise ValueError("continue needs the model to go on from; set start_from")
         return self

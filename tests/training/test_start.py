@@ -154,7 +154,7 @@ def test_a_continued_run_stops_early_by_its_own_epochs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start_sha256": "abc"}, r"start_sha256 should be a SHA-256"),
+        ({"start_sha256": "abc"}, r"train\.start_sha256: it should be a SHA-256"),
         ({"continue": True}, r"continue needs the model to go on from; set start_from"),
         ({"continues": True}, r"train\.continues: unknown key; did you mean 'continue'\?"),
     ],
