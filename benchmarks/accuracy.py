@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import machine
-from benchmarks.process import measured
+from benchmarks.process import measured, require_float32
 from benchmarks.training import PARAMS, run_engine, start_engine, tutorial_model
 from stages.common import failure
 from stages.common.failure import StageError
@@ -38,6 +38,7 @@ Result = tuple[float, float]  # validation accuracy and seconds
 def main(arguments: Sequence[str]) -> None:
     """Train one contestant in this process, or all of them in processes of their own."""
     options = _parse(arguments)
+    require_float32(options.processed)
     training, validation = read_splits(options.processed)
     if options.only:
         (seed,) = options.seeds

@@ -13,10 +13,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.process import require_float32
+from stages.common import failure
 from stages.common.figures import parse_figures
 
+PROCESSED = Path("data/processed")
 BATCH_SIZES = (125, 250, 500, 1000, 2500)
 
 BARE = """
@@ -32,13 +36,14 @@ print(len(np.concatenate(parts)))
 """
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Find the best batch size, run both in turns, print a table and the ratio."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.evaluation", description=__doc__.partition("\n")[0]
     )
     parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
+    require_float32(PROCESSED)
     tried = {size: seconds(bare(size)) for size in BATCH_SIZES}
     best = min(tried, key=lambda size: tried[size])
     with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +64,7 @@ def main() -> None:
 
 def bare(batch_size: int) -> list[str]:
     """The command of bare inference."""
-    return [sys.executable, "-c", BARE, "models/model.keras", "data/processed/test.npz", str(batch_size)]
+    return [sys.executable, "-c", BARE, "models/model.keras", str(PROCESSED / "test.npz"), str(batch_size)]
 
 
 def stage(folder: Path) -> list[str]:
@@ -82,4 +87,4 @@ def seconds(command: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(failure.run("evaluation", main))

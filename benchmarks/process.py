@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from stages.common.failure import StageError
+from stages.common.records import Statistics, read_record
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,3 +20,12 @@ def measured(module: str, *arguments: str) -> Any:
         words = done.stderr.strip() or f"it ended with {done.returncode}"
         raise StageError(words.splitlines()[-1])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def require_float32(processed: Path) -> None:
+    """Raise `StageError` when the splits in `processed` hold uint8 images, which bare Keras would not scale."""
+    if read_record(processed / "statistics.json", Statistics).storage == "uint8":
+        raise StageError(
+            f"{processed}: the images are stored as uint8, which only the stages scale. Set preprocess.storage to "
+            "float32 and run: dvc repro preprocess"
+        )

@@ -24,7 +24,7 @@ from typing import Any
 import vl_convert
 
 from benchmarks import machine
-from benchmarks.process import ROOT, measured
+from benchmarks.process import ROOT, measured, require_float32
 from benchmarks.training import PARAMS, tutorial_model
 from stages.common import failure
 from stages.common.outputs import replacing, write_json
@@ -42,6 +42,7 @@ Run = dict[str, Any]
 def main(arguments: Sequence[str]) -> None:
     """Run one contestant in this process, or what is missing of all of them in processes of their own."""
     options = _parse(arguments)
+    require_float32(options.processed)
     if options.only:
         print(json.dumps(run(options.only, options.seeds[0], options.processed, options.began)))
         return

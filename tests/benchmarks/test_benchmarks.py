@@ -1,6 +1,7 @@
 """The benchmarks' own code, on so few images that the figures mean nothing."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,15 +22,33 @@ from stages.training.params import TrainParams
 from tests.project import ROOT, Project
 
 
-def benchmark(name: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def benchmark(name: str, *arguments: str, folder: Path = ROOT) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
 
 
 def test_accuracy_says_in_one_line_that_there_are_no_splits(tmp_path: Path) -> None:
     done = benchmark("accuracy", "--processed", str(tmp_path))
     assert done.returncode == 1
     assert "statistics.json: no such file; run: dvc repro" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_comparisons_with_bare_keras_refuse_images_stored_as_uint8(first_run: Project, tmp_path: Path) -> None:
+    record = json.loads((first_run.folder / "data/processed/statistics.json").read_bytes())
+    processed = tmp_path / "data/processed"
+    processed.mkdir(parents=True)
+    (processed / "statistics.json").write_text(json.dumps({**record, "storage": "uint8"}), encoding="utf-8")
+    for name, place, options in (
+        ("accuracy", ROOT, ["--processed", str(processed)]),
+        ("recipes", ROOT, ["--processed", str(processed)]),
+        ("evaluation", tmp_path, []),
+    ):
+        done = benchmark(name, *options, folder=place)
+        assert done.returncode == 1
+        assert "data/processed: the images are stored as uint8" in done.stderr and done.stderr.count("\n") == 1
 
 
 @pytest.mark.slow
