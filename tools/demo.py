@@ -82,12 +82,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def prepare(source: Path, folder: Path) -> None:
     """Make `folder` a DVC project with the code and configuration of the checkout `source`."""
     copy_tracked(source, folder)
-    # It may stand inside a git checkout that ignores it, so DVC must not ask git about its files.
+    # The folder may be inside a git checkout that ignores it, so DVC must not use git there.
     (folder / ".dvc" / "config.local").write_text("[core]\n    no_scm = true\n", encoding="utf-8")
 
 
 def copy_tracked(source: Path, target: Path) -> None:
-    """Bring the code and configuration in `target` to those of the checkout `source`, outputs left out."""
+    """Copy code and configuration, but no outputs, from the checkout `source` to `target`."""
     try:
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *COPIED],
@@ -112,7 +112,7 @@ def choices(params: Path) -> dict[str, Any]:
 
 
 def choose(params: Path, choices: Mapping[str, Any]) -> None:
-    """Write `choices`, by dotted key, over those of the params file; `KeyError` for a key that it has not."""
+    """Set `choices`, by dotted key, in the params file; raises `KeyError` for a key that the file does not have."""
     values = read(params)
     for key, value in choices.items():
         *sections, last = key.split(".")
@@ -126,7 +126,7 @@ def choose(params: Path, choices: Mapping[str, Any]) -> None:
 
 
 def run(command: Sequence[str], folder: Path) -> None:
-    """Run a command of this environment in `folder`; its own words say what went wrong."""
+    """Run a command of this environment in `folder`; raises `StageError` if it fails. It prints its own messages."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     if subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
         raise StageError(f"'{' '.join(command)}' failed in {folder}/; its messages are above")

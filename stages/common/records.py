@@ -75,27 +75,31 @@ class Source(Record):
     together: list[tuple[int, int]] | None = None
 
 
-class Statistics(Record):
-    """data/processed/statistics.json: describes the splits train, validation and test, and their scaling.
-
-    mean and std: of each channel of the training split, of pixel / 255. storage: uint8 if the images in the files
-    are not scaled yet.
-    """
+class Scaled(BaseModel):
+    """How pixels are scaled, and the mean and standard deviation of each channel of pixel / 255 in training."""
 
     scaling: str
     mean: list[float]
     std: list[float]
+
+    @property
+    def by_channel(self) -> ByChannel | None:
+        """What `scaling.scale` takes."""
+        return (self.mean, self.std) if self.scaling == "standardize" else None
+
+
+class Statistics(Scaled, Record):
+    """data/processed/statistics.json: describes the splits train, validation and test, and their scaling.
+
+    storage: uint8 if the images in the files are not scaled yet.
+    """
+
     storage: Literal["uint8"] | None = None
 
     @property
     def dtype(self) -> str:
         """The dtype of the images in the files."""
         return self.storage or "float32"
-
-    @property
-    def by_channel(self) -> ByChannel | None:
-        """What `scaling.scale` takes."""
-        return (self.mean, self.std) if self.scaling == "standardize" else None
 
 
 class Origin(BaseModel):
@@ -111,11 +115,10 @@ class Origin(BaseModel):
     epochs: int = 0
 
 
-class ModelRecord(BaseModel):
+class ModelRecord(Scaled):
     """models/model.json: what it takes to use the model.keras beside it, whose SHA-256 it holds.
 
-    scaling, mean, std: as in `Statistics`. epoch: the one whose weights were saved. class_weights: factors on the
-    training loss, by class name, if there were any.
+    epoch: the one whose weights were saved. class_weights: factors on the training loss, by class name, if any.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
@@ -125,9 +128,6 @@ class ModelRecord(BaseModel):
     dataset: DatasetRecord
     classes: list[str]
     decoding: Decoding
-    scaling: str
-    mean: list[float]
-    std: list[float]
     epoch: int
     parameters: int
     origin: Origin | None = None

@@ -59,6 +59,5 @@ class Classifier:
         """
         if images.dtype != np.uint8 or images.shape[1:] != self.record.shape or not len(images):
             raise ValueError(f"expected uint8 (N, *{self.record.shape}), found {images.dtype} {images.shape}")
-        by_channel = (self.record.mean, self.record.std) if self.record.scaling == "standardize" else None
         batches = (images[start : start + BATCH_SIZE] for start in range(0, len(images), BATCH_SIZE))
-        return np.concatenate([self._predict(batch) for batch in scale(batches, by_channel)])
+        return np.concatenate([self._predict(batch) for batch in scale(batches, self.record.by_channel)])

@@ -17,7 +17,7 @@ from stages.common.confidence import Confidence
 from stages.common.failure import StageError
 from stages.common.outputs import write_json
 from stages.common.records import ModelRecord
-from stages.common.scaling import scale
+from stages.common.scaling import ByChannel, scale
 from stages.common.splits import Split
 from stages.model import runtime
 from stages.model.inference import Predictor
@@ -54,12 +54,11 @@ def export(
 ) -> dict[str, Any]:
     """Write `folder` and return the content of its export.json; when a check fails, raise and keep nothing."""
     record, temperature = trained.record, trained.confidence.temperature
-    by_channel = (record.mean, record.std) if record.scaling == "standardize" else None
     network = float32_twin(trained.model)
     lowered = any(layer.compute_dtype != "float32" for layer in trained.model.layers)
     checker = Checker(trained.test.images, trained.test.labels, max_drop, max_difference)
     as_trained, in_float32 = (
-        _scaling(Predictor(model, temperature), by_channel) for model in (trained.model, network)
+        _scaling(Predictor(model, temperature), record.by_channel) for model in (trained.model, network)
     )
     before, expected = checker.predict(as_trained), checker.predict(in_float32)
     of_file = {"bytes": trained.size, "sha256": record.sha256}
@@ -68,7 +67,7 @@ def export(
     if lowered:
         files[TWIN] = {**of_file, **asdict(twin)}
 
-    graph = from_pixels(network, by_channel, temperature)
+    graph = from_pixels(network, record.by_channel, temperature)
     with _replacing_folder(folder) as partial:
         write_json(partial / "signature.json", description.signature(record, trained.confidence, trained.commit))
         (partial / "labels.txt").write_text("".join(f"{name}\n" for name in record.classes), encoding="utf-8")
@@ -104,7 +103,7 @@ def export(
     return report
 
 
-def _scaling(predictor: Predictor, by_channel: tuple[Sequence[float], Sequence[float]] | None) -> Run:
+def _scaling(predictor: Predictor, by_channel: ByChannel | None) -> Run:
     """Return the predictor as a function of uint8 pixels, scaled as the stage preprocess does."""
     return lambda images: predictor(next(scale([images], by_channel)))
 

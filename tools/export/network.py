@@ -7,6 +7,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from stages.common.scaling import ByChannel
+
 INPUT, OUTPUT = "images", "probabilities"
 Graph = Callable[[Any], dict[str, Any]]
 
@@ -30,9 +32,7 @@ def _in_float32(layer: keras.layers.Layer) -> keras.layers.Layer:
     return type(layer).from_config({**layer.get_config(), **own})
 
 
-def from_pixels(
-    network: keras.Model, by_channel: tuple[Sequence[float], Sequence[float]] | None, temperature: float = 1
-) -> Graph:
+def from_pixels(network: keras.Model, by_channel: ByChannel | None, temperature: float = 1) -> Graph:
     """Return the function from images, uint8 (N, H, W, C), to {"probabilities": float32 (N, classes)}.
 
     by_channel: mean and standard deviation of each channel, when the network was trained on standardized pixels.

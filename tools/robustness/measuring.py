@@ -37,8 +37,7 @@ def logits_of(model: keras.Model, record: ModelRecord) -> Logits:
     else:  # a dense layer with its softmax
         last.activation = keras.activations.linear
     predict = Predictor(model)
-    by_channel = (record.mean, record.std) if record.scaling == "standardize" else None
-    return lambda images: predict(next(scale([images], by_channel)))
+    return lambda images: predict(next(scale([images], record.by_channel)))
 
 
 def corrupted_accuracy(
