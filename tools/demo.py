@@ -112,7 +112,7 @@ def choices(params: Path) -> dict[str, Any]:
 
 
 def choose(params: Path, choices: Mapping[str, Any]) -> None:
-    """Set `choices`, by dotted key, in the params file; raises `KeyError` for a key that the file does not have."""
+    """Set `choices`, by dotted key, in the params file; raises `KeyError` for a key that is not in the file."""
     values = read(params)
     for key, value in choices.items():
         *sections, last = key.split(".")
@@ -126,7 +126,7 @@ def choose(params: Path, choices: Mapping[str, Any]) -> None:
 
 
 def run(command: Sequence[str], folder: Path) -> None:
-    """Run a command of this environment in `folder`; raises `StageError` if it fails. It prints its own messages."""
+    """Run a command of this environment in `folder`; raises `StageError` if it fails."""
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     if subprocess.run(command, cwd=folder, env=environment, check=False).returncode:
         raise StageError(f"'{' '.join(command)}' failed in {folder}/; its messages are above")
