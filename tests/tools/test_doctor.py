@@ -1,4 +1,4 @@
-"""tools/doctor.py: every problem is caused, found, and fixed by the command it names."""
+"""tools/doctor: each test causes a problem, finds it, and fixes it with the command that the doctor names."""
 
 import contextlib
 import hashlib
@@ -41,7 +41,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 @pytest.fixture(scope="module")
 def finished(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A checkout with its tools after a run, committed and pushed to a remote: nothing is wrong with it."""
+    """A healthy checkout: with tools, after a run that was committed and pushed to a remote."""
     folder = first_run.copy(tmp_path_factory.mktemp("finished") / "project").folder
     project = Project(folder, environment_at(tmp_path_factory.mktemp("home")))
     shutil.copytree(ROOT / "tools", project.folder / "tools", ignore=shutil.ignore_patterns("__pycache__"))
@@ -57,13 +57,13 @@ def finished(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Pr
 
 @pytest.fixture
 def project(finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A copy of it, in which this process now is."""
+    """A copy of it, as the current directory of this process."""
     return enter(finished.copy(tmp_path / "project"), monkeypatch)
 
 
 @pytest.fixture
 def cifar10(project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The user's download cache, empty, of a checkout that needs the archive BODY; no other place is in reach."""
+    """The empty download cache of a checkout that needs the archive BODY, without network."""
     project.choose("dataset.name", "cifar10")
     project.choose("dataset.cifar10.sha256", SHA256)
     monkeypatch.setenv("DATASET_CACHE", str(tmp_path / "datasets"))
@@ -81,14 +81,14 @@ def enter(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
     return project
 
 
-def wrong(look: Check) -> Finding:
-    """The one thing that a look finds wrong, as the doctor has it."""
-    (found,) = [finding for finding in findings(look) if finding.state == "wrong"]
+def wrong(check: Check) -> Finding:
+    """Return the only wrong finding of a check."""
+    (found,) = [finding for finding in findings(check) if finding.state == "wrong"]
     return found
 
 
-def states(look: Check) -> list[str]:
-    return [finding.state for finding in findings(look)]
+def states(check: Check) -> list[str]:
+    return [finding.state for finding in findings(check)]
 
 
 def mend(finding: Finding) -> None:
@@ -96,7 +96,7 @@ def mend(finding: Finding) -> None:
 
 
 def snapshot(*folders: Path) -> dict[str, Any]:
-    """All that a folder has: names, modes, times and content."""
+    """Return names, modes, times and content of all files in the folders."""
     found: dict[str, Any] = {}
     for path in (path for folder in folders for path in (folder, *folder.rglob("*"))):
         status = path.lstat()
@@ -105,10 +105,10 @@ def snapshot(*folders: Path) -> dict[str, Any]:
     return found
 
 
-# The whole.
+# The whole report.
 
 
-def test_of_a_healthy_checkout_every_line_is_ok_and_nothing_has_changed(finished: Project) -> None:
+def test_a_healthy_checkout_is_ok_in_every_line_and_is_not_changed(finished: Project) -> None:
     everything = (finished.folder, Path(finished.environment["DATASET_CACHE"]).parent, remote_folder(finished))
     before = snapshot(*everything)
     done = finished.run(sys.executable, "-m", "tools.doctor")
@@ -119,13 +119,13 @@ def test_of_a_healthy_checkout_every_line_is_ok_and_nothing_has_changed(finished
     assert re.search(r"oneDNN uses \S+.*; this CPU has: ", done.stdout)
 
 
-def test_of_a_fresh_clone_nothing_is_wrong(
+def test_nothing_is_wrong_with_a_fresh_clone(
     finished: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     finished.run("git", "clone", "--quiet", str(finished.folder), str(tmp_path / "clone"))
     enter(Project(tmp_path / "clone", finished.environment), monkeypatch)
     before = snapshot(tmp_path)
-    checks = {name: look for name, look in all_checks(offline=False).items() if name != "tensorflow"}
+    checks = {name: check for name, check in all_checks(offline=False).items() if name != "tensorflow"}
     found = {name: [finding.state for finding in findings] for name, findings in examine(checks)}
     assert found == {name: ["note"] if name == "cache" else ["ok"] for name in checks}
     assert snapshot(tmp_path) == before
@@ -133,13 +133,13 @@ def test_of_a_fresh_clone_nothing_is_wrong(
 
 def test_before_the_first_run_there_are_notes_only(project: Project) -> None:
     (project.folder / "dvc.lock").unlink()
-    checks = {name: look for name, look in all_checks(offline=True).items() if name != "tensorflow"}
+    checks = {name: check for name, check in all_checks(offline=True).items() if name != "tensorflow"}
     found = dict(examine(checks))
     assert "wrong" not in {finding.state for findings in found.values() for finding in findings}
     assert found["disk"] == [Finding("note", "not yet: there is no dvc.lock, so no run is recorded")]
 
 
-def test_without_any_package_every_look_is_told_and_none_is_a_traceback(project: Project, tmp_path: Path) -> None:
+def test_without_any_package_every_check_is_reported_without_a_traceback(project: Project, tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     done = project.run(str(tmp_path / "venv/bin/python"), "-m", "tools.doctor", "--json", check=False)
     assert done.returncode == 1
@@ -147,11 +147,11 @@ def test_without_any_package_every_look_is_told_and_none_is_a_traceback(project:
     report = json.loads(done.stdout)
     assert list(dict.fromkeys(line["check"] for line in report["findings"])) == NAMES
     assert report["wrong"] == [line["state"] for line in report["findings"]].count("wrong")
-    by_look = {line["check"]: line for line in report["findings"]}
-    assert by_look["packages"]["found"] == "could not be checked: No module named 'packaging'"
-    assert by_look["packages"]["remedy"].endswith("-m pip install --require-hashes -r requirements.txt")
-    assert "No module named" in by_look["tensorflow"]["found"]
-    assert by_look["git"]["state"] == "ok"
+    by_check = {line["check"]: line for line in report["findings"]}
+    assert by_check["packages"]["found"] == "could not be checked: No module named 'packaging'"
+    assert by_check["packages"]["remedy"].endswith("-m pip install --require-hashes -r requirements.txt")
+    assert "No module named" in by_check["tensorflow"]["found"]
+    assert by_check["git"]["state"] == "ok"
     assert all("\n" not in line["found"] for line in report["findings"])
 
 
@@ -174,7 +174,7 @@ def test_a_wrong_finding_is_one_line_and_an_exit_code(
     ]
 
 
-def test_outside_a_checkout_it_says_where_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_checkout_the_error_says_where_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StageError, match=r"no dvc\.yaml; run from the repository's root"):
         doctor_command.main([])
@@ -183,12 +183,12 @@ def test_outside_a_checkout_it_says_where_to_run(tmp_path: Path, monkeypatch: py
 # The environment.
 
 
-def test_a_python_that_the_project_does_not_support_is_wrong(project: Project) -> None:
+def test_an_unsupported_python_is_wrong(project: Project) -> None:
     edit(project.folder / "pyproject.toml", r'requires-python = ".*"', 'requires-python = ">=3.99"')
     assert wrong(environment.python_version).found.endswith("pyproject.toml requires >=3.99")
 
 
-def test_a_package_of_another_version_and_one_that_is_missing_are_wrong(project: Project) -> None:
+def test_a_wrong_version_and_a_missing_package_are_wrong(project: Project) -> None:
     edit(project.folder / "requirements.txt", r"(?m)^numpy==\S+", "numpy==0.0.1")
     with (project.folder / "requirements.txt").open("a", encoding="utf-8") as file:
         file.write("no-such-package==1\nnot-for-us==1 ; sys_platform == 'win32'\n")
@@ -219,14 +219,14 @@ def test_a_tensorflow_that_does_not_load_is_one_line(
 # What git has.
 
 
-def test_a_slip_in_the_params_is_wrong_once(project: Project) -> None:
+def test_a_mistake_in_params_yaml_is_reported_once(project: Project) -> None:
     project.choose("train.epochs", 0)
     project.choose("dataset.name", "mnist")
     assert wrong(repository.params).found.startswith("params.yaml:")
     assert states(sources.download) == states(lambda: sources.mirrors(False)) == states(storage.disk) == ["note"]
 
 
-def test_a_truncated_lock_is_wrong_once_and_git_fixes_it(project: Project) -> None:
+def test_a_truncated_lock_is_reported_once_and_git_fixes_it(project: Project) -> None:
     lock = project.folder / "dvc.lock"
     lock.write_bytes(lock.read_bytes()[:200])
     assert "dvc.lock: incomplete" in wrong(repository.lock).found
@@ -238,7 +238,7 @@ def test_a_truncated_lock_is_wrong_once_and_git_fixes_it(project: Project) -> No
     assert states(repository.lock) == ["ok"]
 
 
-def test_a_lock_that_was_cut_where_dvc_still_takes_it_is_a_note(project: Project) -> None:
+def test_a_truncated_lock_that_dvc_still_accepts_is_a_note(project: Project) -> None:
     lock = project.folder / "dvc.lock"
     text = lock.read_text(encoding="utf-8")
     lock.write_text(text[: text.index("    - path: models/model.keras")], encoding="utf-8")
@@ -251,20 +251,20 @@ def test_a_lock_that_was_cut_where_dvc_still_takes_it_is_a_note(project: Project
 
 
 @pytest.mark.parametrize("end", ["  download:", "  download:\n    cmd: x\n    outs:\n    - path: x\n      md5: 7"])
-def test_a_lock_that_was_cut_where_it_still_is_yaml_is_wrong(project: Project, end: str) -> None:
+def test_a_truncated_lock_that_is_still_yaml_is_wrong(project: Project, end: str) -> None:
     (project.folder / "dvc.lock").write_text(f"schema: '2.0'\nstages:\n{end}", encoding="utf-8")
     assert "failed" in project.run("dvc", "status", check=False).stderr
     assert "dvc.lock: incomplete" in wrong(repository.lock).found
 
 
-def test_what_a_run_has_removed_is_not_to_be_committed(project: Project) -> None:
+def test_outputs_that_a_run_has_deleted_must_not_be_committed(project: Project) -> None:
     (project.folder / "metrics/train.json").unlink()
     (found,) = findings(repository.git)
     assert (found.state, found.remedy) == ("note", "dvc repro")
     assert "metrics/train.json are gone until it has" in found.found
 
 
-def test_what_is_not_committed_is_a_note(project: Project) -> None:
+def test_uncommitted_changes_are_a_note(project: Project) -> None:
     project.touch("stages/model/networks.py")
     edit(project.folder / "dvc.lock", "epochs: 1", "epochs: 2")
     results, others = findings(repository.git)
@@ -273,7 +273,7 @@ def test_what_is_not_committed_is_a_note(project: Project) -> None:
     assert (results.state, others.state) == ("note", "note")
 
 
-def test_the_record_of_the_machine_is_brought_back_by_git_as_no_run_makes_it_again(project: Project) -> None:
+def test_a_deleted_record_of_the_machine_is_restored_by_git(project: Project) -> None:
     (project.folder / "environment/train.json").unlink()
     (found,) = findings(repository.git)
     assert (found.state, found.remedy) == ("note", "git checkout environment/train.json")
@@ -282,7 +282,7 @@ def test_the_record_of_the_machine_is_brought_back_by_git_as_no_run_makes_it_aga
 
 
 @pytest.mark.parametrize("name", ["params.yaml", "stages/model/networks.py"])
-def test_a_file_that_is_gone_is_brought_back_by_git_and_not_committed_as_gone(project: Project, name: str) -> None:
+def test_a_deleted_file_is_restored_by_git_and_its_deletion_not_committed(project: Project, name: str) -> None:
     (project.folder / name).unlink()
     assert [finding.remedy for finding in findings(repository.git)] == [f"git checkout {name}"]
     mend(findings(repository.git)[0])
@@ -290,10 +290,10 @@ def test_a_file_that_is_gone_is_brought_back_by_git_and_not_committed_as_gone(pr
 
 
 @pytest.mark.parametrize("size", [420, 1000, 1300, 1640, 1800, 2100, 3000])
-def test_a_truncated_dvc_yaml_is_wrong_once_and_git_fixes_it(project: Project, size: int) -> None:
+def test_a_truncated_dvc_yaml_is_reported_once_and_git_fixes_it(project: Project, size: int) -> None:
     path = project.folder / "dvc.yaml"
     path.write_bytes(path.read_bytes()[:size])
-    checks = {name: look for name, look in all_checks(offline=False).items() if name != "tensorflow"}
+    checks = {name: check for name, check in all_checks(offline=False).items() if name != "tensorflow"}
     found = [finding for findings in dict(examine(checks)).values() for finding in findings]
     assert [finding.remedy for finding in found if finding.state == "wrong"] == ["git checkout dvc.yaml"]
     assert states(repository.git) == ["ok"]  # and does not say to commit it
@@ -310,10 +310,10 @@ def test_a_stage_that_a_commit_removed_from_dvc_yaml_is_a_note(project: Project)
 
 
 @pytest.mark.parametrize("content", ["[cor", "[core]\nremot = team\n"])
-def test_a_broken_configuration_of_dvc_is_wrong_once_and_git_fixes_it(project: Project, content: str) -> None:
+def test_a_broken_dvc_config_is_reported_once_and_git_fixes_it(project: Project, content: str) -> None:
     (project.folder / ".dvc/config").write_text(content, encoding="utf-8")
     assert "config" in project.run("dvc", "status", check=False).stderr
-    checks = {name: look for name, look in all_checks(offline=False).items() if name != "tensorflow"}
+    checks = {name: check for name, check in all_checks(offline=False).items() if name != "tensorflow"}
     found = [finding for findings in dict(examine(checks)).values() for finding in findings]
     assert [finding.remedy for finding in found if finding.state == "wrong"] == ["git checkout .dvc/config"]
     assert states(repository.git) == ["ok"]  # and does not say to commit it
@@ -321,7 +321,7 @@ def test_a_broken_configuration_of_dvc_is_wrong_once_and_git_fixes_it(project: P
     assert states(repository.config) == ["ok"]
 
 
-def test_a_cache_whose_path_is_not_ascii_is_a_note_with_a_way_to_run_a_queue(project: Project) -> None:
+def test_a_cache_with_a_non_ascii_path_is_a_note_with_a_remedy_for_queues(project: Project) -> None:
     local = f"[cache]\n    dir = {project.folder.parent / 'prüfung'}\n"  # dvc config cannot write this path either
     (project.folder / ".dvc/config.local").write_text(local, encoding="utf-8")
     note, _ = findings(repository.config)
@@ -330,7 +330,7 @@ def test_a_cache_whose_path_is_not_ascii_is_a_note_with_a_way_to_run_a_queue(pro
     assert note.found.endswith("dvc config --local cache.dir FOLDER")
 
 
-def test_a_broken_configuration_of_ones_own_is_named_and_put_aside(project: Project) -> None:
+def test_a_broken_local_config_is_named_and_moved_away(project: Project) -> None:
     (project.folder / ".dvc/config.local").write_text("[cor", encoding="utf-8")
     found = wrong(repository.config)
     assert found.found.startswith(".dvc/config.local is broken (")
@@ -339,7 +339,7 @@ def test_a_broken_configuration_of_ones_own_is_named_and_put_aside(project: Proj
 
 
 @pytest.mark.parametrize("command", ["rebase", "cherry-pick"])
-def test_a_rebase_that_is_not_done_is_given_up_as_such(project: Project, command: str) -> None:
+def test_the_remedy_for_an_unfinished_rebase_aborts_it(project: Project, command: str) -> None:
     project.run("git", "checkout", "--quiet", "-b", "other")
     for branch, epochs in (("other", 2), ("main", 3)):
         project.run("git", "checkout", "--quiet", branch)
@@ -352,7 +352,7 @@ def test_a_rebase_that_is_not_done_is_given_up_as_such(project: Project, command
     assert states(repository.git) == ["ok"]
 
 
-def test_a_conflict_of_a_stash_is_given_up_as_such(project: Project) -> None:
+def test_the_remedy_for_a_stash_conflict_resets_it(project: Project) -> None:
     project.choose("train.epochs", 2)
     project.run("git", "stash")
     project.choose("train.epochs", 3)
@@ -362,7 +362,7 @@ def test_a_conflict_of_a_stash_is_given_up_as_such(project: Project) -> None:
     assert states(repository.git) == ["ok"]
 
 
-def test_a_merge_that_is_not_done_is_wrong(project: Project) -> None:
+def test_an_unfinished_merge_is_wrong(project: Project) -> None:
     project.run("git", "checkout", "--quiet", "-b", "other")
     for branch, epochs in (("other", 2), ("main", 3)):
         project.run("git", "checkout", "--quiet", branch)
@@ -385,7 +385,7 @@ def test_a_shallow_clone_is_a_note(project: Project, tmp_path: Path, monkeypatch
     assert states(repository.git) == ["ok"]
 
 
-def test_no_git_repository_is_wrong_unless_dvc_is_told_so(project: Project) -> None:
+def test_a_missing_git_repository_is_wrong_unless_dvc_is_configured_for_it(project: Project) -> None:
     shutil.rmtree(project.folder / ".git")
     found = wrong(repository.git)
     assert "not a git repository" in found.found
@@ -396,7 +396,7 @@ def test_no_git_repository_is_wrong_unless_dvc_is_told_so(project: Project) -> N
     assert states(repository.git) == ["ok"]
 
 
-def test_a_repository_of_another_user_is_named_with_the_setting_that_admits_it(project: Project) -> None:
+def test_a_repository_of_another_user_is_named_with_the_git_setting_to_trust_it(project: Project) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root may give a folder to another user")
     for path in (project.folder, project.folder / ".git"):
@@ -418,7 +418,7 @@ print("held", flush=True)
 """
 
 
-def test_dvcs_lock_is_a_note_that_names_its_holder(project: Project) -> None:
+def test_dvc_s_lock_is_a_note_that_names_the_process(project: Project) -> None:
     code = HOLD.format(hardlink=False, then="sys.stdin.read()")
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -432,7 +432,7 @@ def test_dvcs_lock_is_a_note_that_names_its_holder(project: Project) -> None:
     assert states(processes.dvc_locks) == ["ok"]
 
 
-def test_a_hard_link_lock_that_was_left_is_wrong(project: Project) -> None:
+def test_a_stale_hard_link_lock_is_wrong(project: Project) -> None:
     (project.folder / ".dvc/tmp/lock").unlink()
     (project.folder / ".dvc/config.local").write_text("[core]\nhardlink_lock = true\n", encoding="utf-8")
     subprocess.run([sys.executable, "-c", HOLD.format(hardlink=True, then="os._exit(9)")], capture_output=True)
@@ -450,7 +450,7 @@ def test_a_truncated_rwlock_is_wrong_and_dvc_refuses_it(project: Project) -> Non
 
 @pytest.fixture(scope="module")
 def orphaned(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orphaned]:
-    """A checkout whose dvc was killed while train ran, which is held still; its process; what was found before."""
+    """A checkout whose dvc was killed during train, the suspended process, and the findings before the kill."""
     project = finished.copy(tmp_path_factory.mktemp("orphaned") / "project")
     project.choose("train.epochs", 10_000)
     project.choose("train.checkpoint_minutes", 1e-9)
@@ -477,12 +477,12 @@ def orphaned(finished: Project, tmp_path_factory: pytest.TempPathFactory) -> Ite
                 os.killpg(dvc.pid, signal.SIGKILL)
 
 
-def test_a_stage_below_a_living_dvc_is_a_note(orphaned: Orphaned) -> None:
+def test_a_stage_of_a_running_dvc_is_a_note(orphaned: Orphaned) -> None:
     _, pid, alive = orphaned
     assert alive == [Finding("note", f"models/: train is running, process {pid}")]
 
 
-def test_a_killed_dvcs_entry_is_a_note_and_wrong_once_another_program_has_its_number(
+def test_the_rwlock_entry_of_a_killed_dvc_is_a_note_and_wrong_once_its_pid_is_reused(
     orphaned: Orphaned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = enter(orphaned[0].copy(tmp_path / "project"), monkeypatch)
@@ -501,7 +501,7 @@ def test_a_killed_dvcs_entry_is_a_note_and_wrong_once_another_program_has_its_nu
     assert states(processes.dvc_locks) == ["ok"]
 
 
-def test_a_checkpoint_tells_where_the_next_run_goes_on_and_a_damaged_one_is_wrong(
+def test_a_checkpoint_is_reported_with_its_position_and_a_damaged_one_is_wrong(
     orphaned: Orphaned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = enter(orphaned[0].copy(tmp_path / "project"), monkeypatch)
@@ -519,7 +519,7 @@ def test_a_checkpoint_tells_where_the_next_run_goes_on_and_a_damaged_one_is_wron
     assert before.name in found.found
 
 
-def test_an_entry_of_a_process_that_nobody_waited_for_is_wrong(
+def test_the_rwlock_entry_of_a_zombie_is_wrong(
     orphaned: Orphaned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project = enter(orphaned[0].copy(tmp_path / "project"), monkeypatch)
@@ -534,7 +534,7 @@ def test_an_entry_of_a_process_that_nobody_waited_for_is_wrong(
     assert states(processes.dvc_locks) == ["ok"]
 
 
-def test_what_a_killed_dvc_left_among_the_outputs_is_a_note_and_is_never_committed(project: Project) -> None:
+def test_temporary_files_of_a_killed_dvc_are_a_note_and_never_committed(project: Project) -> None:
     left = [
         project.folder / folder / ".tiDczSFE0BAUVtFqZBvN-_.tmp" for folder in ("data/raw", "models", "metrics")
     ]
@@ -549,7 +549,7 @@ def test_what_a_killed_dvc_left_among_the_outputs_is_a_note_and_is_never_committ
     assert states(unfinished.leftovers) == ["ok"]
 
 
-def test_a_stage_whose_dvc_was_killed_is_wrong_and_the_kill_ends_it(
+def test_a_stage_whose_dvc_was_killed_is_wrong_and_the_remedy_ends_it(
     orphaned: Orphaned, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project, pid, _ = orphaned
@@ -562,7 +562,7 @@ def test_a_stage_whose_dvc_was_killed_is_wrong_and_the_kill_ends_it(
     wait_until(lambda: states(processes.running_stages) == ["ok"])
 
 
-def test_a_stage_that_was_begun_by_hand_is_a_note(project: Project) -> None:
+def test_a_stage_started_by_hand_is_a_note(project: Project) -> None:
     code = (
         "import sys; from pathlib import Path; from stages.common.exclusive import exclusive\n"
         "with exclusive(Path('metrics')): print('held', flush=True); sys.stdin.read()"
@@ -590,7 +590,7 @@ def test_a_disk_too_small_for_the_next_run_is_wrong(project: Project, small_disk
     assert "0.0 MB are free" in wrong(storage.disk).found
 
 
-def test_a_cache_of_hard_links_needs_less_than_one_of_copies(project: Project) -> None:
+def test_a_cache_with_hard_links_needs_less_space_than_one_with_copies(project: Project) -> None:
     def needed() -> float:
         (found,) = findings(storage.disk)
         size = re.search(r"up to ([\d.,]+) MB", found.found)
@@ -604,9 +604,7 @@ def test_a_cache_of_hard_links_needs_less_than_one_of_copies(project: Project) -
 
 
 @pytest.mark.parametrize("where", ["cache", "cache and workspace"])
-def test_an_object_with_a_changed_byte_is_wrong_and_fixed_to_the_bytes_it_had(
-    project: Project, where: str
-) -> None:
+def test_an_object_with_a_changed_byte_is_wrong_and_restored(project: Project, where: str) -> None:
     path = object_of(project, "data/raw/test.npz")
     content = path.read_bytes()
     change_a_byte(path)
@@ -621,7 +619,7 @@ def test_an_object_with_a_changed_byte_is_wrong_and_fixed_to_the_bytes_it_had(
     assert path.read_bytes() == content == (project.folder / "data/raw/test.npz").read_bytes()
 
 
-def test_an_object_that_is_gone_is_a_note(project: Project) -> None:
+def test_a_missing_object_is_a_note(project: Project) -> None:
     object_of(project, "models/model.keras").unlink()
     (found,) = findings(storage.cache)
     assert (found.state, found.remedy) == ("note", "dvc pull")
@@ -630,7 +628,7 @@ def test_an_object_that_is_gone_is_a_note(project: Project) -> None:
     assert states(storage.cache) == ["ok"]
 
 
-def test_an_empty_cache_is_filled_from_the_remote_and_by_a_run_where_none_is_named(project: Project) -> None:
+def test_an_empty_cache_is_filled_by_a_pull_or_without_a_remote_by_a_run(project: Project) -> None:
     shutil.rmtree(project.folder / ".dvc/cache")
     (found,) = findings(storage.cache)
     assert (found.state, found.remedy) == ("note", "dvc pull")
@@ -642,7 +640,7 @@ def test_an_empty_cache_is_filled_from_the_remote_and_by_a_run_where_none_is_nam
     assert found.found.startswith(".dvc/cache: all 12 outputs of dvc.lock, without some that git keeps, ")
 
 
-def test_an_output_that_was_changed_in_the_workspace_is_a_note(project: Project) -> None:
+def test_a_changed_output_is_a_note(project: Project) -> None:
     path = project.folder / "data/processed/test.npz"
     content = path.read_bytes()
     change_a_byte(path)
@@ -676,7 +674,7 @@ def test_a_changed_byte_in_a_folder_of_outputs_is_found(
 # The archive, and where it can be had.
 
 
-def test_a_part_of_the_archive_is_reported_and_then_all_of_it(cifar10: Path) -> None:
+def test_a_partial_and_then_a_complete_archive_are_reported(cifar10: Path) -> None:
     assert [finding.found for finding in findings(sources.download)] == [
         f"not yet: {cifar10 / ARCHIVE} has not been downloaded"
     ]
@@ -691,7 +689,7 @@ def test_a_part_of_the_archive_is_reported_and_then_all_of_it(cifar10: Path) -> 
     assert states(sources.download) == ["ok"]
 
 
-def test_other_bytes_and_other_parts_in_the_download_cache_are_notes(cifar10: Path) -> None:
+def test_a_wrong_archive_and_parts_of_another_are_notes(cifar10: Path) -> None:
     cifar10.mkdir()
     (cifar10 / ARCHIVE).write_bytes(b"other")
     (cifar10 / f"{ARCHIVE}.0123456789abcdef.partial").write_bytes(b"other")
@@ -702,7 +700,7 @@ def test_other_bytes_and_other_parts_in_the_download_cache_are_notes(cifar10: Pa
     assert findings(sources.download) == [whole]
 
 
-def test_a_download_that_is_going_on_is_a_note(cifar10: Path) -> None:
+def test_a_running_download_is_a_note(cifar10: Path) -> None:
     cifar10.mkdir()
     with FileLock(cifar10 / f"{ARCHIVE}.lock"):
         found = findings(sources.download)[0]
@@ -713,7 +711,7 @@ def mirrors() -> Iterator[Finding]:
     return sources.mirrors(offline=False)
 
 
-def test_a_mirror_that_answers_is_enough(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_mirror_that_answers_is_enough(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with Server(Answer(BODY)) as server:
         monkeypatch.setenv("DATASET_SOURCES", f"/no/such/copy {server.url.replace('//', '//me:secret@')}")
         found = findings(mirrors)
@@ -733,7 +731,7 @@ def test_a_mirror_that_answers_is_enough(cifar10: Path, monkeypatch: pytest.Monk
         (None, "cannot be reached (Connection refused)"),
     ],
 )
-def test_no_mirror_that_has_the_archive_is_wrong(
+def test_it_is_wrong_when_no_mirror_has_the_archive(
     cifar10: Path, monkeypatch: pytest.MonkeyPatch, answer: Answer | None, message: str
 ) -> None:
     with Server(answer or Answer()) as server:
@@ -744,14 +742,12 @@ def test_no_mirror_that_has_the_archive_is_wrong(
     assert found.remedy.startswith("DATASET_SOURCES=")
 
 
-def test_a_place_that_no_download_can_read_is_reported_as_the_download_reports_it(
-    cifar10: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unusable_source_is_reported_as_by_the_download(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATASET_SOURCES", "ftp://host/archive")
     assert "ftp://host/archive is no path, and none of file://, http:// and https://" in wrong(mirrors).found
 
 
-def test_a_mirror_with_a_file_of_another_size_is_not_one_of_the_official_archive(
+def test_a_mirror_with_a_file_of_another_size_does_not_have_the_archive(
     project: Project, cifar10: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.choose("dataset.cifar10.sha256", OFFICIAL)
@@ -760,7 +756,7 @@ def test_a_mirror_with_a_file_of_another_size_is_not_one_of_the_official_archive
         assert "has 10,000 bytes, expected 170,052,171" in wrong(mirrors).found
 
 
-def test_a_silent_mirror_does_not_hold_the_doctor_up(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_mirror_does_not_block_the_doctor(cifar10: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "SILENCE", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("DATASET_SOURCES", f"http://127.0.0.1:{silent.getsockname()[1]}/archive")
@@ -769,7 +765,7 @@ def test_a_silent_mirror_does_not_hold_the_doctor_up(cifar10: Path, monkeypatch:
     assert time.monotonic() - began < sources.SECONDS
 
 
-def test_no_mirror_is_asked_when_the_archive_is_here_or_offline(
+def test_no_mirror_is_asked_when_the_archive_is_cached_or_offline(
     cifar10: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Server(Answer(BODY)) as server:
@@ -781,7 +777,7 @@ def test_no_mirror_is_asked_when_the_archive_is_here_or_offline(
         assert server.requests == []
 
 
-def test_no_mirror_is_a_note_where_the_outputs_of_download_are_here(project: Project, cifar10: Path) -> None:
+def test_missing_mirrors_are_a_note_when_the_outputs_of_download_exist(project: Project, cifar10: Path) -> None:
     lock = yaml.safe_load((project.folder / "dvc.lock").read_bytes())
     dataset = lock["stages"]["download"]["params"]["params.yaml"]["dataset"]
     dataset["name"], dataset["cifar10"]["sha256"] = "cifar10", SHA256
@@ -839,7 +835,7 @@ def test_an_object_cut_short_in_the_remote_is_wrong_and_nothing_there_is_changed
     assert path.read_bytes() == content
 
 
-def test_a_remote_whose_objects_are_taken_unseen_is_a_note(project: Project) -> None:
+def test_a_remote_without_verification_is_a_note(project: Project) -> None:
     edit(project.folder / ".dvc/config", r"(?m)^    verify = .*\n", "")
     ok, note = findings(ask_remote)
     assert (ok.state, note.state, note.remedy) == ("ok", "note", "dvc remote modify team verify true")
@@ -847,7 +843,7 @@ def test_a_remote_whose_objects_are_taken_unseen_is_a_note(project: Project) -> 
     assert states(ask_remote) == ["ok"]
 
 
-def test_what_neither_the_cache_nor_the_remote_has_is_made_before_it_is_pushed(
+def test_an_output_missing_from_cache_and_remote_is_made_before_it_is_pushed(
     project: Project, tmp_path: Path
 ) -> None:
     set_remote(project, tmp_path / "remote")
@@ -856,7 +852,7 @@ def test_what_neither_the_cache_nor_the_remote_has_is_made_before_it_is_pushed(
     assert wrong(ask_remote).remedy == "dvc repro && dvc push"
 
 
-def test_a_folder_of_pictures_is_looked_for_in_the_remote_file_by_file(project: Project, tmp_path: Path) -> None:
+def test_each_file_of_a_picture_folder_is_looked_up_in_the_remote(project: Project, tmp_path: Path) -> None:
     shutil.copytree(remote_folder(project), tmp_path / "remote")
     set_remote(project, tmp_path / "remote")
     (project.folder / "pictures/cat").mkdir()
@@ -871,9 +867,7 @@ def test_a_folder_of_pictures_is_looked_for_in_the_remote_file_by_file(project: 
     assert wrong(ask_remote).found == "1 outputs of dvc.lock are not in team: pictures/cat/b"
 
 
-def test_a_remote_that_has_nothing_may_be_a_shared_folder_that_is_not_mounted(
-    project: Project, tmp_path: Path
-) -> None:
+def test_an_empty_remote_may_be_an_unmounted_shared_folder(project: Project, tmp_path: Path) -> None:
     set_remote(project, "../../gone")  # relative to .dvc
     found = wrong(ask_remote).found
     assert (
@@ -883,19 +877,19 @@ def test_a_remote_that_has_nothing_may_be_a_shared_folder_that_is_not_mounted(
     assert not (tmp_path / "gone").exists()
 
 
-def test_a_silent_remote_does_not_hold_the_doctor_up(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_silent_remote_does_not_block_the_doctor(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "SECONDS", 2.0)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         set_remote(project, f"http://127.0.0.1:{silent.getsockname()[1]}/team")
         assert wrong(ask_remote).found.startswith("team gave no answer in 2 s")
 
 
-def test_a_remote_of_a_kind_that_dvc_cannot_ask_is_wrong(project: Project) -> None:
+def test_a_remote_with_an_unsupported_scheme_is_wrong(project: Project) -> None:
     set_remote(project, "gdrive://folder/team")
     assert re.match(r"team cannot be read: .*gdrive", wrong(ask_remote).found)
 
 
-def test_no_remote_is_a_note_and_one_that_is_not_configured_is_wrong(project: Project) -> None:
+def test_a_missing_remote_is_a_note_and_an_unconfigured_one_is_wrong(project: Project) -> None:
     config = project.folder / ".dvc/config"
     edit(config, r"remote = team", "remote = other")
     mend(wrong(ask_remote))
@@ -909,7 +903,7 @@ def test_no_remote_is_a_note_and_one_that_is_not_configured_is_wrong(project: Pr
 
 
 def object_of(project: Project, path: str, store: Path = Path(".dvc/cache")) -> Path:
-    """The object of an output, by dvc.lock, in the cache or in another store."""
+    """Return the path of an output's object, by dvc.lock, in the cache or in another store."""
     stages = yaml.safe_load((project.folder / "dvc.lock").read_bytes())["stages"].values()
     md5 = next(str(out["md5"]) for stage in stages for out in stage["outs"] if out["path"] == path)
     return project.folder / store / "files/md5" / md5[:2] / md5[2:]

@@ -1,4 +1,4 @@
-"""tools/report/experiments.py: which experiments the report shows, and how; with DVC's queue: test_sweep.py."""
+"""tools/report/experiments.py: which experiments the report shows, and how. See also test_sweep.py."""
 
 from pathlib import Path
 
@@ -22,23 +22,23 @@ def test_only_params_that_differ_are_shown() -> None:
     assert "model.dense" not in experiments.section(FOUND)
 
 
-def test_the_best_on_the_validation_images_comes_first_and_what_failed_last() -> None:
+def test_the_best_validation_accuracy_comes_first_and_failed_experiments_last() -> None:
     page = experiments.section(FOUND)
     places = [page.index(name) for name in ("0.9500", ">the last commit<", "broken")]
     assert places == sorted(places)
 
 
-def test_a_name_is_no_markup() -> None:
+def test_a_name_with_markup_is_text() -> None:
     assert "<b>" not in experiments.section(FOUND)
 
 
-def test_without_experiments_the_page_has_no_word_of_them(first_run: Project) -> None:
+def test_without_experiments_the_page_has_no_section_about_them(first_run: Project) -> None:
     run = results.read(first_run.folder)
     assert run.experiments == []
     assert "xperiments" not in render(run)
 
 
-def test_an_experiment_is_on_the_page_with_its_place_in_the_navigation(first_run: Project, tmp_path: Path) -> None:
+def test_experiments_have_a_section_and_a_link_to_it(first_run: Project, tmp_path: Path) -> None:
     project = first_run.copy(tmp_path / "project")
     project.run("dvc", "exp", "run", "--queue", "--name", "wider", "--set-param", "model.dense=[24]")
     page = render(results.read(project.folder))
@@ -49,7 +49,7 @@ def test_an_experiment_is_on_the_page_with_its_place_in_the_navigation(first_run
     assert ">[24]<" in row
 
 
-def test_a_folder_below_a_checkout_has_none_of_its_experiments(first_run: Project, tmp_path: Path) -> None:
+def test_a_folder_inside_a_checkout_does_not_show_its_experiments(first_run: Project, tmp_path: Path) -> None:
     project = first_run.copy(tmp_path / "project")
     project.run("git", "update-ref", "refs/exps/00/11/other", "HEAD")
     (project.folder / "demo").mkdir()
@@ -64,7 +64,7 @@ def test_experiments_of_another_commit_are_not_shown(first_run: Project, tmp_pat
     assert experiments.read(project.folder) == []
 
 
-def test_what_dvc_cannot_read_is_one_line(first_run: Project, tmp_path: Path) -> None:
+def test_experiments_that_dvc_cannot_read_are_an_error_of_one_line(first_run: Project, tmp_path: Path) -> None:
     project = first_run.copy(tmp_path / "project")
     project.run("git", "update-ref", "refs/exps/00/11/other", "HEAD")
     (project.folder / ".dvc" / "config").write_text("[core", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""tools/report.py: one page of a real run on the digits, read back and opened in a real Chromium."""
+"""tools/report: the page of a real run on the digits, parsed and opened in Chromium."""
 
 import base64
 import dataclasses
@@ -35,7 +35,7 @@ def make_report(folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def project(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after a run on the digits, committed."""
+    """A project with a committed run on the digits."""
     project = first_run.copy(tmp_path_factory.mktemp("report") / "project")
     project.choose("train.epochs", 3)
     project.repro()
@@ -45,13 +45,13 @@ def project(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
 
 @pytest.fixture(scope="module")
 def run(project: Project) -> Results:
-    """That run."""
+    """The run of that project."""
     return results.read(project.folder)
 
 
 @pytest.fixture(scope="module")
 def address(project: Project) -> str:
-    """Where its report is."""
+    """The URL of its report."""
     made = make_report(project.folder)
     assert made.returncode == 0, made.stderr
     return (project.folder / "report" / "index.html").as_uri()
@@ -59,7 +59,7 @@ def address(project: Project) -> str:
 
 @pytest.fixture
 def copy(project: Project, tmp_path: Path) -> Path:
-    """The run's files in a folder of the test's own, which git knows nothing of."""
+    """A copy of the run's files outside git, for one test."""
     folder = tmp_path / "copy"
     shutil.copytree(project.folder, folder, ignore=shutil.ignore_patterns(".git", ".dvc"))
     return folder
@@ -67,7 +67,7 @@ def copy(project: Project, tmp_path: Path) -> Path:
 
 @pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES], ids=str)
 def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
-    """The report as it opens on screens of each width, light and dark."""
+    """The report, opened at each screen width and color scheme."""
     width, scheme = request.param
     with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
         page = context.new_page()
@@ -75,17 +75,17 @@ def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iter
         yield page
 
 
-def judged(run: Results, labels: list[int], probabilities: list[list[float]]) -> Results:
-    """The run with other judgements of its first test images."""
+def with_predictions(run: Results, labels: list[int], probabilities: list[list[float]]) -> Results:
+    """The run with other labels and probabilities."""
     padded = np.zeros((len(labels), len(run.classes)), dtype=np.float32)
     padded[:, : len(probabilities[0])] = probabilities
     return dataclasses.replace(run, labels=np.array(labels), probabilities=padded)
 
 
-# The page, read back.
+# The page as text.
 
 
-def test_the_command_says_where_the_page_is(project: Project) -> None:
+def test_the_command_prints_the_path_of_the_page(project: Project) -> None:
     made = make_report(project.folder)
     assert re.fullmatch(r"\S+/report/index\.html: \d\.\d MB; open file:///\S+/report/index\.html\n", made.stdout)
     assert made.stderr == ""
@@ -95,12 +95,12 @@ def test_the_same_run_gives_the_same_page(run: Results) -> None:
     assert render(run) == render(run)
 
 
-def test_a_run_without_augmentation_shows_none(run: Results) -> None:
+def test_without_augmentation_the_page_has_no_section_about_it(run: Results) -> None:
     assert "What the network sees" not in render(run)
 
 
 @pytest.mark.usefixtures("started")
-def test_a_run_with_augmentation_shows_what_each_key_and_all_of_them_do(run: Results) -> None:
+def test_with_augmentation_the_page_shows_the_effect_of_each_key_and_of_all_together(run: Results) -> None:
     keys = {"flip": "alternate", "shift": 1, "resized_crop": 0.5, "rotation": 20, "cutout": 3, "mixup": 0.4}
     chosen = {**run.chosen, "train": {**run.chosen["train"], **keys, "color_jitter": 0.4, "scales": [0.5, 1]}}
     section = augmented.grid(dataclasses.replace(run, chosen=chosen))
@@ -112,7 +112,7 @@ def test_a_run_with_augmentation_shows_what_each_key_and_all_of_them_do(run: Res
     assert all(len(row) == 10 for row in pictures)
 
 
-def test_the_page_names_no_address_to_load_from(run: Results) -> None:
+def test_the_page_loads_nothing_from_other_files(run: Results) -> None:
     page = render(run)
     loads = re.findall(r"""(?:src|href)="([^"]*)"|url\(([^)]*)\)|@import|<script|<link""", page)
     assert all((source or address).startswith(("data:", "#")) or not source + address for source, address in loads)
@@ -120,24 +120,24 @@ def test_the_page_names_no_address_to_load_from(run: Results) -> None:
     assert "@import" not in page
 
 
-def test_no_two_things_on_the_page_have_the_same_id(run: Results) -> None:
+def test_ids_on_the_page_are_unique(run: Results) -> None:
     ids = re.findall(r' id="([^"]*)"', render(run))
     assert ids
     assert len(set(ids)) == len(ids)
 
 
-def test_every_link_on_the_page_leads_somewhere(run: Results) -> None:
+def test_every_link_on_the_page_has_a_target(run: Results) -> None:
     page = render(run)
     assert set(re.findall(r'href="#([^"]*)"', page)) <= set(re.findall(r' id="([^"]*)"', page))
 
 
-def test_the_page_says_how_to_use_the_model_with_commands_that_exist(run: Results) -> None:
+def test_the_commands_on_the_page_exist(run: Results) -> None:
     commands = re.findall(r"python -m ([\w.]*\w)", render(run))
     assert {"tools.predict", "tools.export"} <= set(commands)
     assert [name for name in commands if find_spec(name) is None] == []
 
 
-def test_the_figures_of_the_page_are_those_of_the_run(run: Results) -> None:
+def test_the_page_shows_the_figures_of_the_run(run: Results) -> None:
     page = render(run)
     assert f"<strong>{markup.percent(run.evaluation['accuracy'])}</strong>" in page
     for name in ("loss", "brier", "f1_macro", "kappa"):
@@ -147,7 +147,7 @@ def test_the_figures_of_the_page_are_those_of_the_run(run: Results) -> None:
         assert hash_ in page
 
 
-# What is missing, or does not belong together.
+# Missing, damaged and mismatched files.
 
 
 def test_without_a_run_the_error_is_one_line(tmp_path: Path) -> None:
@@ -172,14 +172,14 @@ def test_without_a_run_the_error_is_one_line(tmp_path: Path) -> None:
         "dvc.lock",
     ],
 )
-def test_a_file_that_is_missing_is_named_with_the_command_that_makes_it(copy: Path, name: str) -> None:
+def test_a_missing_file_is_named_with_the_command_that_makes_it(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(StageError, match=rf"{re.escape(name)}: no such file; run: dvc repro$"):
         results.read(copy)
 
 
 @pytest.mark.parametrize("name", ["metrics/train.csv", "metrics/history.csv", "data/predictions.csv"])
-def test_a_file_that_a_merge_left_in_conflict_is_named(copy: Path, name: str) -> None:
+def test_a_file_with_conflict_markers_is_named(copy: Path, name: str) -> None:
     path = copy / name
     path.write_text(f"<<<<<<< HEAD\n{path.read_text('utf-8')}=======\n,,,,,,,,,,,,\n>>>>>>> theirs\n", "utf-8")
     with pytest.raises(
@@ -210,7 +210,7 @@ def test_a_damaged_file_is_named_with_the_command_that_makes_it(copy: Path, name
         results.read(copy)
 
 
-def test_a_model_that_is_not_the_one_evaluated_is_refused(copy: Path) -> None:
+def test_a_model_other_than_the_evaluated_one_is_refused(copy: Path) -> None:
     with (copy / "models" / "model.keras").open("ab") as file:
         file.write(b"x")
     with pytest.raises(StageError, match=r"train\.csv describes model \w{12}, but models/model\.keras is \w{12}"):
@@ -225,14 +225,14 @@ def test_predictions_of_another_run_are_refused(copy: Path) -> None:
         results.read(copy)
 
 
-def test_without_logs_the_page_says_so(copy: Path) -> None:
+def test_missing_logs_are_mentioned(copy: Path) -> None:
     shutil.rmtree(copy / "logs")
     page = render(results.read(copy))
     assert "logs/train.json is not there" in page
     assert "logs/evaluate.json is not there" in page
 
 
-def test_with_logs_the_page_says_what_ran_where(run: Results) -> None:
+def test_the_page_shows_the_machine_and_versions_in_the_logs(run: Results) -> None:
     assert run.train_log is not None
     shown = provenance.machine(run)
     for value in (run.train_log["cpu"], run.train_log["python"], *run.train_log["versions"].values()):
@@ -241,13 +241,13 @@ def test_with_logs_the_page_says_what_ran_where(run: Results) -> None:
     assert "not there" not in shown
 
 
-@pytest.mark.parametrize(("seconds", "words"), [(9.74, "9.7 s"), (60.0, "1 min 0 s"), (1843.3, "30 min 43 s")])
-def test_a_duration_is_in_minutes_where_it_takes_some(run: Results, seconds: float, words: str) -> None:
+@pytest.mark.parametrize(("seconds", "shown"), [(9.74, "9.7 s"), (60.0, "1 min 0 s"), (1843.3, "30 min 43 s")])
+def test_a_duration_of_a_minute_or_more_is_in_minutes(run: Results, seconds: float, shown: str) -> None:
     log = {**(run.train_log or {}), "duration_seconds": seconds}
-    assert f"<td>{words}</td>" in provenance.machine(dataclasses.replace(run, train_log=log))
+    assert f"<td>{shown}</td>" in provenance.machine(dataclasses.replace(run, train_log=log))
 
 
-def test_params_are_those_of_the_run_and_what_changed_since_is_named(copy: Path) -> None:
+def test_params_are_those_of_the_run_and_later_changes_are_named(copy: Path) -> None:
     path = copy / "params.yaml"
     path.write_text(path.read_text("utf-8").replace("batch_size: 32", "batch_size: 48"), "utf-8")
     run = results.read(copy)
@@ -256,41 +256,41 @@ def test_params_are_those_of_the_run_and_what_changed_since_is_named(copy: Path)
     assert "changed since: train.batch_size." in provenance.changed(run)
 
 
-def test_params_that_did_not_change_need_no_word(run: Results) -> None:
+def test_unchanged_params_are_not_mentioned(run: Results) -> None:
     assert run.changed == []
     assert provenance.changed(run) == ""
 
 
-# Beside the last commit.
+# The comparison with the last commit.
 
 
-def test_a_run_that_is_committed_has_the_same_figures(run: Results) -> None:
+def test_a_committed_run_has_the_same_figures_as_the_last_commit(run: Results) -> None:
     assert run.committed == (run.train, run.evaluation)
     assert re.search(r"last commit is \w+ \(Three epochs\); it has the same figures\.", headline.comparison(run))
     assert ">none<" in headline.every(run)
 
 
-def test_outside_git_there_is_nothing_to_compare_with(copy: Path) -> None:
+def test_outside_git_there_is_no_comparison(copy: Path) -> None:
     run = results.read(copy)
     assert run.commit is None
     assert headline.comparison(run) == "There is no commit to compare with."
     assert "last commit" not in headline.tiles(run)
 
 
-def test_a_commit_without_metrics_is_said(run: Results) -> None:
+def test_a_commit_without_metrics_is_mentioned(run: Results) -> None:
     run = dataclasses.replace(run, committed=None)
     assert headline.comparison(run).endswith("has no metrics to compare with.")
     assert "last commit" not in headline.tiles(run)
 
 
-def test_figures_of_other_data_are_not_set_beside_these(run: Results) -> None:
+def test_figures_on_other_data_are_not_compared(run: Results) -> None:
     other = {**run.evaluation, "dataset_sha256": "0" * 64, "dataset_edition": "other pictures"}
     run = dataclasses.replace(run, committed=(run.train, other))
     assert headline.comparison(run).endswith("has metrics of other data: other pictures.")
     assert headline.of_last_commit(run) == {}
 
 
-def test_figures_that_the_last_commit_did_not_have_yet_have_nothing_beside_them(run: Results) -> None:
+def test_a_figure_that_is_new_since_the_last_commit_has_no_comparison(run: Results) -> None:
     older = {name: run.evaluation[name] for name in ("accuracy", "dataset_sha256")}
     run = dataclasses.replace(run, committed=({"loss": 0.5}, older))
     assert set(headline.of_last_commit(run)) == {"accuracy", "train.loss"}
@@ -306,12 +306,12 @@ def test_figures_that_the_last_commit_did_not_have_yet_have_nothing_beside_them(
         ("calibration_error", 0.25, "−0.2500, better"),
     ],
 )
-def test_a_change_is_said_to_be_good_or_bad(run: Results, name: str, before: float, change: str) -> None:
+def test_a_change_is_called_better_or_worse(run: Results, name: str, before: float, change: str) -> None:
     other = {**run.evaluation, name: run.evaluation[name] + before}
     assert f">{change}<" in headline.every(dataclasses.replace(run, committed=(run.train, other)))
 
 
-def test_an_interval_is_the_file_s_own_or_wilson_s_and_a_mean_has_none(run: Results) -> None:
+def test_an_interval_is_the_recorded_one_or_wilson_s_and_a_mean_has_none(run: Results) -> None:
     found = headline.of_run(run)
     assert found["accuracy"].interval == (run.evaluation["accuracy_low"], run.evaluation["accuracy_high"])
     images = run.statistics.splits["validation"].images
@@ -331,7 +331,7 @@ def test_figures_of_test_time_augmentation_are_named_by_their_views(run: Results
     assert found["views_6.top_3_accuracy"].name == "Top-3 accuracy, mean of 6 views"
 
 
-def test_the_official_accuracy_is_shown_where_it_is_not_the_test_accuracy_again(run: Results) -> None:
+def test_the_official_accuracy_is_shown_if_it_differs_from_the_test_accuracy(run: Results) -> None:
     assert run.evaluation["official_test_images"] == run.evaluation["test_images"]
     assert "official_accuracy" not in headline.of_run(run)
     partly = {**run.evaluation, "official_test_images": 100, "official_accuracy": 0.5}
@@ -341,20 +341,20 @@ def test_the_official_accuracy_is_shown_where_it_is_not_the_test_accuracy_again(
     assert "official_accuracy" not in headline.of_run(dataclasses.replace(run, evaluation=never))
 
 
-def test_keys_that_are_no_figures_are_left_out(run: Results) -> None:
+def test_bounds_counts_and_texts_are_not_figures(run: Results) -> None:
     found = headline.of_run(run)
     assert not {"accuracy_low", "accuracy_high", "test_images", "dataset"} & set(found)
 
 
-def test_many_notes_open_on_demand(run: Results) -> None:
-    few = judged(run, list(range(10)), np.eye(10).tolist())
+def test_many_notes_are_collapsed(run: Results) -> None:
+    few = with_predictions(run, list(range(10)), np.eye(10).tolist())
     assert drawn.notes(few) == ""
-    many = drawn.notes(judged(run, [0, 1], [[1.0, 0.0], [0.0, 1.0]]))
+    many = drawn.notes(with_predictions(run, [0, 1], [[1.0, 0.0], [0.0, 1.0]]))
     assert "<summary>16 notes on figures that are 0</summary>" in many
     assert many.count('class="note"') == 16
 
 
-# Numbers, words and pictures.
+# Numbers, text and pictures.
 
 
 @pytest.mark.parametrize(
@@ -368,17 +368,17 @@ def test_many_notes_open_on_demand(run: Results) -> None:
         (0.5, "50.0 %"),
     ],
 )
-def test_a_percentage_claims_neither_none_nor_all_where_it_is_not(share: float, shown: str) -> None:
+def test_a_percentage_is_rounded_to_neither_0_nor_100(share: float, shown: str) -> None:
     assert markup.percent(share).replace(markup.SPACE, " ") == shown
 
 
-def test_words_are_escaped_and_markup_is_not() -> None:
+def test_text_is_escaped_and_markup_is_not() -> None:
     assert markup.element("p", '<b>"&') == "<p>&lt;b&gt;&quot;&amp;</p>"
     assert markup.element("p", markup.element("b", "x")) == "<p><b>x</b></p>"
     assert markup.image("data:,", 'a "cat"') == '<img src="data:," alt="a &quot;cat&quot;">'
 
 
-def test_a_class_with_markup_in_its_name_is_text_on_the_page(run: Results) -> None:
+def test_a_class_name_with_markup_is_shown_as_text(run: Results) -> None:
     names = ["<img src=x>", *run.classes[1:]]
     renamed = {"0": names[0]}
     run = dataclasses.replace(
@@ -398,7 +398,7 @@ def test_probabilities_are_read_as_they_were_scored(run: Results) -> None:
     assert score["loss"] == run.evaluation["loss"]
 
 
-def test_filters_are_the_weights_that_keras_loads(run: Results, project: Project, started: None) -> None:
+def test_the_filters_are_the_weights_that_keras_loads(run: Results, project: Project, started: None) -> None:
     import keras
 
     model = keras.saving.load_model(project.folder / "models" / "model.keras", compile=False)
@@ -408,7 +408,7 @@ def test_filters_are_the_weights_that_keras_loads(run: Results, project: Project
     np.testing.assert_array_equal(run.filters, keras.ops.convert_to_numpy(kernel))
 
 
-def test_a_network_without_convolutions_has_no_filters_to_show(run: Results) -> None:
+def test_a_network_without_convolutions_shows_no_filters(run: Results) -> None:
     assert "no convolution" in pictures.filters(dataclasses.replace(run, filters=None))
 
 
@@ -420,50 +420,50 @@ def test_a_weight_of_zero_is_mid_grey_and_all_filters_have_one_scale() -> None:
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (5, 7, 3)])
-def test_a_picture_on_the_page_has_the_pixels_of_the_data(shape: tuple[int, int, int]) -> None:
+def test_a_picture_on_the_page_has_the_pixels_of_the_dataset(shape: tuple[int, int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
     content = pictures.data_uri(pixels).removeprefix("data:image/png;base64,")
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
     np.testing.assert_array_equal(shown.reshape(shape), pixels)
 
 
-def test_a_large_picture_is_made_smaller_in_its_shape() -> None:
+def test_a_large_picture_is_scaled_down_with_its_aspect_ratio() -> None:
     content = pictures.data_uri(np.zeros((300, 600, 3), np.uint8)).removeprefix("data:image/png;base64,")
     assert Image.open(io.BytesIO(base64.b64decode(content))).size == (96, 48)
 
 
-def test_the_surest_mistakes_come_first(run: Results) -> None:
-    run = judged(run, [0, 0, 0, 1], [[0.4, 0.6], [0.1, 0.9], [0.9, 0.1], [0.8, 0.2]])
+def test_the_most_confident_mistakes_come_first(run: Results) -> None:
+    run = with_predictions(run, [0, 0, 0, 1], [[0.4, 0.6], [0.1, 0.9], [0.9, 0.1], [0.8, 0.2]])
     shown = re.findall(r'alt="([^"]*)"', pictures.mistakes(run).replace(markup.SPACE, " "))
     assert shown == ["true 0, predicted 1, 90.0 %", "true 1, predicted 0, 80.0 %", "true 0, predicted 1, 60.0 %"]
     assert len(re.findall("<img", pictures.mistakes(run, most=2))) == 2
 
 
-def test_the_least_certain_hits_come_first_with_what_came_next(run: Results) -> None:
-    run = judged(run, [0, 0, 0], [[0.7, 0.3], [0.55, 0.45], [0.1, 0.9]])
+def test_the_least_confident_correct_predictions_come_first_with_the_second_class(run: Results) -> None:
+    run = with_predictions(run, [0, 0, 0], [[0.7, 0.3], [0.55, 0.45], [0.1, 0.9]])
     shown = pictures.hits(run).replace(markup.SPACE, " ")
     assert re.findall(r'alt="([^"]*)"', shown) == ["true 0, predicted 0, 55.0 %", "true 0, predicted 0, 70.0 %"]
     assert re.findall("then [^<]*", shown) == ["then 1, 45.0 %", "then 1, 30.0 %"]
 
 
-def test_without_mistakes_the_page_says_so(run: Results) -> None:
-    assert "There are none." in pictures.mistakes(judged(run, [0], [[1.0, 0.0]]))
+def test_a_run_without_mistakes_says_so(run: Results) -> None:
+    assert "There are none." in pictures.mistakes(with_predictions(run, [0], [[1.0, 0.0]]))
 
 
 # In a browser.
 
 
-def test_the_page_opens_without_an_error_and_asks_no_host_for_anything(browser: Browser, address: str) -> None:
+def test_the_page_opens_without_errors_or_requests(browser: Browser, address: str) -> None:
     page = browser.new_page()
     messages: list[str] = []
-    asked: list[str] = []
+    requests: list[str] = []
     page.on("console", lambda message: messages.append(message.text))
     page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requests.append(request.url))
     page.goto(address, wait_until="networkidle")
     page.close()
     assert messages == []
-    assert [url for url in asked if not url.startswith("data:")] == [address]
+    assert [url for url in requests if not url.startswith("data:")] == [address]
 
 
 def test_every_chart_is_drawn(page: Page) -> None:
@@ -488,11 +488,11 @@ def test_every_chart_is_drawn(page: Page) -> None:
         assert len(chart["label"]) > 20, chart
 
 
-def test_the_page_is_no_wider_than_the_screen(page: Page) -> None:
+def test_the_page_fits_the_width_of_the_screen(page: Page) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
 
 
-def test_what_is_wider_than_the_screen_scrolls_in_a_frame(page: Page) -> None:
+def test_wide_content_scrolls_in_its_own_frame(page: Page) -> None:
     beyond = page.evaluate("""
         () => [...document.querySelectorAll("body *")].filter(one =>
             one.getBoundingClientRect().right > innerWidth + 1 && !one.closest(".scroll, .chart, details")
@@ -501,7 +501,7 @@ def test_what_is_wider_than_the_screen_scrolls_in_a_frame(page: Page) -> None:
     assert beyond == []
 
 
-def test_every_picture_shows_and_has_a_text_alternative(page: Page) -> None:
+def test_every_picture_is_visible_and_has_alternative_text(page: Page) -> None:
     images = page.evaluate("""
         () => [...document.images].map(image => ({
             alt: image.alt.trim(), natural: image.naturalWidth * image.naturalHeight,
@@ -514,19 +514,19 @@ def test_every_picture_shows_and_has_a_text_alternative(page: Page) -> None:
         assert image["shown"] >= 20
 
 
-def test_text_stands_out_from_what_is_behind_it(page: Page) -> None:
+def test_text_has_enough_contrast(page: Page) -> None:
     faint = page.evaluate(CONTRAST)
     assert faint["measured"] > 400
     assert faint["below"] == []
 
 
-def test_dark_is_dark_and_light_is_light(page: Page, request: pytest.FixtureRequest) -> None:
+def test_the_color_scheme_sets_the_background(page: Page, request: pytest.FixtureRequest) -> None:
     background = page.evaluate("getComputedStyle(document.body).backgroundColor")
     level = sum(int(number) for number in re.findall(r"\d+", background)[:3]) / 3
     assert level < 40 if "dark" in request.node.callspec.id else level > 240
 
 
-def test_the_numbers_of_a_chart_open_from_the_keyboard(page: Page) -> None:
+def test_the_numbers_of_a_chart_open_with_the_keyboard(page: Page) -> None:
     for details in page.query_selector_all("details"):
         summary, table = details.query_selector("summary"), details.query_selector("table")
         assert summary is not None
@@ -538,7 +538,7 @@ def test_the_numbers_of_a_chart_open_from_the_keyboard(page: Page) -> None:
         assert len(table.query_selector_all("tbody tr")) >= 1
 
 
-# Of each text with letters: the contrast (WCAG 2) of its colour to the first opaque thing under its middle.
+# The contrast (WCAG 2) of each text with the first opaque element under its center.
 CONTRAST = """
 async () => {
     const style = document.createElement("style");
@@ -586,7 +586,7 @@ async () => {
 """
 
 
-def test_the_section_on_trust_has_a_sentence_for_each_figure_that_was_computed(run: Results) -> None:
+def test_the_section_on_trust_has_a_sentence_for_each_computed_figure(run: Results) -> None:
     figures = run.evaluation | {
         "test_duplicates": 6,
         "accuracy_without_duplicates": 0.5,
@@ -601,7 +601,7 @@ def test_the_section_on_trust_has_a_sentence_for_each_figure_that_was_computed(r
     labels = {"suspicious_test": 3, "audited_test": 360}
     full = dataclasses.replace(run, evaluation=figures, robustness=accuracy, labels_audit=labels)
     section = trust.section(full).replace(markup.SPACE, " ")
-    for words in (
+    for sentence in (
         "6 of 360 test images repeat a training image, exactly or nearly. Without them the accuracy is 50.0 %.",
         "3 of 360 test labels are suspicious",
         "A temperature of 1.25, fitted on validation, makes that 2.0 %. The predictions do not use it",
@@ -609,7 +609,7 @@ def test_the_section_on_trust_has_a_sentence_for_each_figure_that_was_computed(r
         "90.0 % of these answers are right; the target, on validation, was 95.0 %.",
         "the accuracy is 50.0 % on average over 2 corruptions. The worst is fog: 30.0 %.",
     ):
-        assert words in section
+        assert sentence in section
     bare = {name: value for name, value in run.evaluation.items() if "." not in name and name != "temperature"}
     bare.pop("test_duplicates", None)
     section = trust.section(dataclasses.replace(run, evaluation=bare, robustness=None, labels_audit=None))

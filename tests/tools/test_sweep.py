@@ -1,4 +1,4 @@
-"""Many experiments with DVC's own queue, on the digits: what runs, is shared, fails, and remains after a stop."""
+"""Many experiments on the digits with DVC's queue: which stages run, what fails, and what a stop leaves behind."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ BUSY = {"Queued", "Running"}
 
 
 def watched(project: Project, folder: Path) -> Project:
-    """The same with another `python` first on the path, which notes each stage that it runs in `folder`/ran."""
+    """Return the project with a `python` on PATH that logs the name of each stage it runs to `folder`/ran."""
     folder.mkdir()
     real = shutil.which("python", path=project.environment["PATH"])
     script = folder / "python"
@@ -32,30 +32,30 @@ def watched(project: Project, folder: Path) -> Project:
 
 
 def stages_run(folder: Path) -> list[str]:
-    """The stages that a `watched` project ran, each as often as it ran, in alphabetical order."""
+    """Return the stages that a `watched` project ran, sorted, with repetitions."""
     return sorted(line.removeprefix("stages.") for line in (folder / "ran").read_text("utf-8").split())
 
 
 def states(project: Project) -> dict[str, str]:
-    """The experiments of the queue, by name."""
+    """Return the status of the queued experiments, by name."""
     lines = project.run("dvc", "queue", "status").stdout.split("\n\n")[0].splitlines()[1:]
     return {words[1]: words[-1] for words in map(str.split, lines)}
 
 
 def shown(project: Project) -> dict[str, dict[str, Any]]:
-    """What `dvc exp show --json` says of each experiment of the last commit."""
+    """Return the entries of `dvc exp show --json` for the experiments of the last commit."""
     _, commit = project.json("dvc", "exp", "show", "--json")
     return {row["name"]: row | row["revs"][0] for row in commit["experiments"]}
 
 
 def committed(project: Project, name: str, path: str) -> str:
-    """A file as an experiment, or HEAD, has it; git knows an experiment's revision, not its name."""
+    """Return a file of an experiment or of HEAD. git knows an experiment by its revision, not its name."""
     revision = name if name == "HEAD" else shown(project)[name]["rev"]
     return project.run("git", "show", f"{revision}:{path}").stdout
 
 
 def processes(project: Project) -> list[psutil.Process]:
-    """All that run in the project's folder or below."""
+    """Return the processes whose working directory is in the project."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -68,7 +68,7 @@ def processes(project: Project) -> list[psutil.Process]:
 
 @contextmanager
 def workers(project: Project, jobs: int) -> Iterator[None]:
-    """The queue's workers at work; none of them is left behind, whatever the test finds."""
+    """Start the queue's workers, and stop all of them in the end, even if the test fails."""
     # Not by `run`: the workers hold on to what `dvc queue start` prints into, and a pipe would end with them.
     command = ["dvc", "queue", "start", "--jobs", str(jobs)]
     subprocess.run(command, cwd=project.folder, env=project.environment, stdout=subprocess.DEVNULL, check=True)
@@ -80,7 +80,7 @@ def workers(project: Project, jobs: int) -> Iterator[None]:
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
-    """Look once a second."""
+    """Poll once a second."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -89,13 +89,13 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> None:
 
 @pytest.fixture(scope="module")
 def watch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the sweep's stages are noted."""
+    """The folder with the log of the sweep's stages."""
     return tmp_path_factory.mktemp("watch") / "bin"
 
 
 @pytest.fixture(scope="module")
 def sweep(first_run: Project, watch: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after a sweep of two jobs at a time: two experiments, and one whose params are refused."""
+    """The project after a sweep with two jobs: two experiments, and one with invalid params."""
     project = watched(first_run.copy(tmp_path_factory.mktemp("sweep") / "project"), watch)
     project.run(*QUEUE, "--name", "batch", "--set-param", "train.batch_size=32,64")
     project.run(*QUEUE, "--name", "broken", "--set-param", "train.momentum=5")
@@ -104,19 +104,19 @@ def sweep(first_run: Project, watch: Path, tmp_path_factory: pytest.TempPathFact
     return project
 
 
-def test_every_experiment_of_the_queue_runs_and_one_that_fails_stops_no_other(sweep: Project) -> None:
+def test_every_queued_experiment_runs_and_a_failed_one_does_not_stop_the_others(sweep: Project) -> None:
     assert states(sweep) == {"batch-1": "Success", "batch-2": "Success", "broken": "Failed"}
 
 
-def test_with_a_committed_run_no_experiment_runs_download_or_preprocess(sweep: Project, watch: Path) -> None:
+def test_after_a_committed_run_no_experiment_runs_download_or_preprocess(sweep: Project, watch: Path) -> None:
     assert stages_run(watch) == ["evaluate", "evaluate", "train", "train", "train"]
 
 
-def test_the_checkout_is_as_it_was(sweep: Project) -> None:
+def test_the_checkout_is_unchanged(sweep: Project) -> None:
     assert sweep.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_one_table_has_all_of_them_with_params_and_metrics(sweep: Project) -> None:
+def test_one_table_shows_all_experiments_with_params_and_metrics(sweep: Project) -> None:
     rows = shown(sweep)
     choices = {name: row["data"]["params"]["params.yaml"]["data"] for name, row in rows.items()}
     assert {name: choice["train"]["batch_size"] for name, choice in choices.items()} == {
@@ -129,8 +129,8 @@ def test_one_table_has_all_of_them_with_params_and_metrics(sweep: Project) -> No
         assert rows[name]["data"]["metrics"]["metrics/train.json"]["data"] == metrics
 
 
-def test_a_failed_experiment_has_the_figures_of_the_commit_in_dvc_s_table(sweep: Project) -> None:
-    """So sort DVC's table by a metric only after checking the state; the report leaves these figures out."""
+def test_dvc_s_table_shows_the_metrics_of_the_commit_for_a_failed_experiment(sweep: Project) -> None:
+    """So check the state before you sort DVC's table by a metric. The report leaves these metrics out."""
     broken = shown(sweep)["broken"]
     assert broken["executor"]["state"] == "failed"
     metrics = json.loads(committed(sweep, "HEAD", "metrics/train.json"))
@@ -142,7 +142,7 @@ def test_the_log_of_a_failed_experiment_has_the_stage_s_line(sweep: Project) -> 
     assert "\ntrain: params.yaml:37: train.momentum: it should be less than 1, found 5\n" in log
 
 
-def test_the_report_s_table_has_the_best_first_and_no_figures_of_a_failed_one(sweep: Project) -> None:
+def test_the_report_s_table_has_the_best_first_and_no_metrics_of_a_failed_one(sweep: Project) -> None:
     found = experiments.read(sweep.folder)
     assert {one.name: one.state for one in found} == {
         "the last commit": "done",
@@ -157,7 +157,7 @@ def test_the_report_s_table_has_the_best_first_and_no_figures_of_a_failed_one(sw
     assert figures["batch-2"]["test accuracy"] == evaluation["accuracy"]
 
 
-def test_an_experiment_beside_another_ends_in_the_bytes_of_one_alone(
+def test_an_experiment_that_runs_beside_another_gives_the_same_bytes_as_alone(
     first_run: Project, sweep: Project, tmp_path: Path
 ) -> None:
     alone = first_run.copy(tmp_path / "alone")
@@ -167,8 +167,8 @@ def test_an_experiment_beside_another_ends_in_the_bytes_of_one_alone(
     assert metrics == committed(sweep, "batch-1", "metrics/train.json")
 
 
-def test_without_a_committed_run_the_first_experiment_s_data_serve_the_next(tmp_path: Path) -> None:
-    """By the run cache, which all experiments of a checkout have in common; train need not succeed for that."""
+def test_without_a_committed_run_later_experiments_reuse_the_data_of_the_first(tmp_path: Path) -> None:
+    """Through the run cache, which all experiments of a checkout share, even if train fails."""
     project = watched(make_project(tmp_path / "project", tmp_path / "home"), tmp_path / "bin")
     project.run(*QUEUE, "--name", "broken", "--set-param", "train.momentum=5,6")
     with workers(project, jobs=1):
@@ -182,7 +182,7 @@ def test_without_a_committed_run_the_first_experiment_s_data_serve_the_next(tmp_
 def test_killing_an_experiment_ends_its_worker_and_leaves_no_process_and_no_checkpoint(
     first_run: Project, tmp_path: Path
 ) -> None:
-    """The signal is sent to the worker too: those that wait do so until `dvc queue start`."""
+    """DVC signals the worker too, so waiting experiments stay queued until `dvc queue start`."""
     project = first_run.copy(tmp_path / "project")
     project.run(*QUEUE, "--name", "long", "--set-param", "train.epochs=10000", "--set-param", "train.seed=1,2,3")
     temporary = project.folder / ".dvc" / "tmp" / "exps"
