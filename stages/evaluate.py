@@ -16,6 +16,7 @@ from pathlib import Path
 from stages.common import failure
 from stages.common.confidence import Confidence, soften
 from stages.common.exclusive import exclusive
+from stages.common.final_fit import check_final_fit
 from stages.common.outputs import write_json
 from stages.common.params import load
 from stages.common.records import Source, Statistics, read_record, read_split, require_same_data
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str]) -> None:
         began = time.monotonic()
         statistics = read_record(options.processed / "statistics.json", Statistics)
         test, validation = (read_split(options.processed, name, statistics) for name in ("test", "validation"))
+        if not len(validation.images):
+            check_final_fit(options.params)
         if params.top_k >= len(statistics.classes):
             print(
                 f"evaluate: evaluate.top_k is {params.top_k}, but there are only {len(statistics.classes)} "
@@ -56,18 +59,23 @@ def main(arguments: Sequence[str]) -> None:
         predict, record = load_predictor(options.model)
         require_same_data(record, statistics)
         before, labels = predict(test.images), test.labels.argmax(axis=1)
-        fitted_on, truth = predict(validation.images), validation.labels.argmax(axis=1)
-        fitted = fit_temperature(truth, fitted_on)
-        temperature = fitted if params.temperature == "validation" else 1.0
-        confidence = Confidence(
-            model_sha256=record.sha256,
-            validation_sha256=statistics.splits["validation"].sha256,
-            temperature=temperature,
-            threshold=abstention_threshold(truth, soften(fitted_on, temperature), params.abstain),
-        )
-        probabilities = soften(before, temperature)
+        confidence, fitted = Confidence(model_sha256=record.sha256), None
+        if len(validation.images):
+            fitted_on, truth = predict(validation.images), validation.labels.argmax(axis=1)
+            fitted = fit_temperature(truth, fitted_on)
+            temperature = fitted if params.temperature == "validation" else 1.0
+            confidence = Confidence(
+                model_sha256=record.sha256,
+                validation_sha256=statistics.splits["validation"].sha256,
+                temperature=temperature,
+                threshold=abstention_threshold(truth, soften(fitted_on, temperature), params.abstain),
+            )
+        probabilities = soften(before, confidence.temperature)
         views = mean_of_views(
-            lambda images: soften(predict(images), temperature), test.images, probabilities, params.views
+            lambda images: soften(predict(images), confidence.temperature),
+            test.images,
+            probabilities,
+            params.views,
         )
         write_json(options.confidence, confidence.model_dump())
         save_results(
@@ -81,7 +89,7 @@ def main(arguments: Sequence[str]) -> None:
             probabilities,
             views,
             leaks,
-            figures(labels, before, soften(before, fitted), fitted, probabilities, confidence),
+            figures(labels, before, fitted, probabilities, confidence),
         )
         seconds = time.monotonic() - began
         log = options.logs / "evaluate.json"

@@ -21,6 +21,7 @@ from stages.common import failure, splits
 from stages.common.drawing import draw
 from stages.common.exclusive import exclusive
 from stages.common.failure import StageError
+from stages.common.final_fit import check_final_fit
 from stages.common.outputs import require_space, write_json
 from stages.common.params import Section, load
 from stages.common.records import Source, SplitRecord, Statistics, read_record, read_split
@@ -31,7 +32,7 @@ class PreprocessParams(Section):
     """`preprocess` of params.yaml."""
 
     scaling: Literal["unit", "standardize"]
-    validation_fraction: float = Field(gt=0, le=0.5)
+    validation_fraction: float = Field(ge=0, le=0.5)  # 0: a final fit on all training images
     validation_split: Literal["last", "stratified"]
     seed: int = Field(ge=0)
     storage: Literal["float32", "uint8"]  # uint8: a quarter of the disk; train and evaluate scale when they read
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     """Parse, load, call."""
     options = _parse(arguments)
     params = load(options.params, "preprocess", PreprocessParams)
+    if not params.validation_fraction:
+        check_final_fit(options.params)
     with exclusive(options.out):
         preprocess(options.raw, options.out, params)
 
@@ -57,13 +60,20 @@ def preprocess(raw: Path, out: Path, params: PreprocessParams) -> None:
     if test.images.shape[1:] != shape:
         found = test.images.shape[1:]
         raise splits.damaged(raw / "test.npz", f"expected images {shape}, as in train.npz, found {found}")
-    if own := source.validation_images:
+    own = source.validation_images
+    if own and params.validation_fraction:
         kept, held_out = np.split(np.arange(len(train.labels)), [-own])
         print(
             f"preprocess: the dataset has its own {own:,} validation images; validation_fraction is not used",
             file=sys.stderr,
         )
     else:
+        if own:
+            print(
+                f"preprocess: preprocess.validation_fraction is 0: the dataset's own {own:,} validation images "
+                "are used for training",
+                file=sys.stderr,
+            )
         kept, held_out = choose_validation(train.labels, params, source.together or ())
     chosen = {
         "train": (train, kept, source.splits["train"]),
@@ -126,6 +136,8 @@ def choose_validation(
     starts and stops of runs of images that stay on one side, so the fraction can differ a little.
     """
     total = len(labels)
+    if not params.validation_fraction:
+        return np.arange(total), np.arange(0)
     held_out = total - math.floor(total * (1 - params.validation_fraction))
     if not 0 < held_out < total:
         raise StageError(

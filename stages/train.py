@@ -16,6 +16,7 @@ from pathlib import Path
 from stages.common import failure
 from stages.common.exclusive import exclusive
 from stages.common.figures import write_figures
+from stages.common.final_fit import check_final_fit
 from stages.common.outputs import require_space, write_json, write_table
 from stages.common.params import load
 from stages.common.records import Statistics, read_record, read_split
@@ -31,7 +32,7 @@ from stages.training.optimization import notes
 from stages.training.params import TrainParams
 from stages.training.start import load_earlier, take_weights
 
-METRICS = ("val_accuracy", "val_loss")  # the figures that DVC shows; metrics/train.csv has all
+METRICS = ("val_accuracy", "val_loss")  # the figures that DVC shows, none after a final fit
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,6 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     statistics = read_record(options.processed / "statistics.json", Statistics)
     training = read_split(options.processed, "train", statistics)
     validation = read_split(options.processed, "validation", statistics)
+    if not len(validation.images):
+        check_final_fit(options.params)
     check_scaling(model_params, statistics.scaling)
     check_color_jitter(params, statistics.scaling)
     counts = statistics.splits["train"].class_counts
@@ -80,6 +83,8 @@ def main(arguments: Sequence[str]) -> None:
                 *network_remarks(model_params, model),
                 *notes(params, params.epochs),
             ]
+            if not len(validation.images):
+                sentences.append("no validation images: the figures are of the training images only")
             for note in sentences:
                 print(f"train: {note}", file=sys.stderr)
             epochs = first + params.epochs + getattr(model_params, "fine_tune_epochs", 0)

@@ -146,6 +146,29 @@ def test_statistics_describe_the_splits(raw: Path) -> None:
         assert record["class_counts"] == processed[name].labels.sum(axis=0).tolist()
 
 
+@pytest.mark.parametrize("storage", ["float32", "uint8"])
+@pytest.mark.parametrize("validation_split", ["last", "stratified"])
+def test_with_the_fraction_0_all_images_are_for_training(raw: Path, validation_split: str, storage: str) -> None:
+    processed, statistics = run(raw, validation_fraction=0, validation_split=validation_split, storage=storage)
+    labels = images_and_labels(101)[1]
+    np.testing.assert_array_equal(processed["train"].labels.argmax(axis=1), labels)
+    assert statistics["splits"]["validation"]["images"] == 0
+    read = read_split(
+        raw.parent / "processed", "validation", read_record(raw.parent / "processed/statistics.json", Statistics)
+    )
+    assert (read.images.shape, read.labels.shape) == ((0, 4, 4, 2), (0, 3))
+
+
+def test_with_the_fraction_0_the_dataset_s_own_validation_images_are_for_training(
+    raw: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((raw / "source.json").read_text())
+    (raw / "source.json").write_text(json.dumps(record | {"validation_images": 30}))
+    assert run(raw)[1]["splits"]["train"]["images"] == 71
+    assert run(raw, validation_fraction=0)[1]["splits"]["train"]["images"] == 101
+    assert "the dataset's own 30 validation images are used for training" in capsys.readouterr().err
+
+
 def test_the_last_images_are_held_out_in_file_order(raw: Path) -> None:
     processed, _ = run(raw)
     images = images_and_labels(101)[0].astype(np.float32) / 255

@@ -91,6 +91,7 @@ class Scaled(BaseModel):
 class Statistics(Scaled, Record):
     """data/processed/statistics.json: describes the splits train, validation and test, and their scaling.
 
+    validation has 0 images with `preprocess.validation_fraction: 0`.
     storage: uint8 if the images in the files are not scaled yet.
     """
 
@@ -175,7 +176,9 @@ def read_split(folder: Path, name: str, record: Record) -> Split:
         raise damaged(path, f"expected {record.dtype} images {shape}, found {found}")
     classes = len(record.classes)
     labels = split.labels if split.labels.ndim == 1 else split.labels.argmax(axis=1)
-    if labels.max() >= classes:
+    if not len(labels) and name != "validation":  # which is empty after a final fit
+        raise damaged(path, "no images in it")
+    if labels.max(initial=0) >= classes:
         image = int(labels.argmax())
         raise damaged(path, f"image {image} has the label {labels[image]}, but there are only {classes} classes")
     counts = np.bincount(labels, minlength=classes).tolist()

@@ -60,7 +60,7 @@ class Split:
     """A memory-mapped, read-only split.
 
     images: uint8 or float32 (N, H, W, C); labels: uint8 or uint16 (N,), or one-hot float32 (N, classes); no axis
-    is empty; sha256: the digest of both.
+    but the first is ever empty; sha256: the digest of both.
     """
 
     images: NDArray[Any]
@@ -246,6 +246,6 @@ def _verify(file: BinaryIO, start: int, member: zipfile.ZipInfo, digest: _Digest
     if fields is None:
         raise ValueError(f"{member.filename} does not have the header of a split")
     dtype, shape = fields[1].decode(), tuple(int(size) for size in fields[2].split(b",") if size.strip())
-    if math.prod(shape) * int(dtype[2:]) != member.file_size - _HEADER_SIZE or 0 in shape:
+    if math.prod(shape) * int(dtype[2:]) != member.file_size - _HEADER_SIZE or 0 in shape[1:]:
         raise ValueError(f"{member.filename} does not have the size of its shape {shape}")
     return dtype, shape

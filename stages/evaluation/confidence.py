@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from stages.common.confidence import Confidence
+from stages.common.confidence import Confidence, soften
 from stages.evaluation import scoring
 
 Labels = NDArray[np.int64]
@@ -80,19 +80,21 @@ def risk_coverage(labels: Labels, probabilities: Probabilities) -> pd.DataFrame:
 def figures(
     labels: Labels,
     before: Probabilities,
-    after: Probabilities,
-    temperature: float,
+    temperature: float | None,
     used: Probabilities,
     confidence: Confidence,
 ) -> dict[str, Any]:
     """Return the figures of the test split, for metrics/evaluation.csv.
 
-    before, after: without and with the fitted temperature; used: those of the two that `confidence` is for.
+    before: without a temperature; temperature: the fitted one, None without validation images, which leaves out
+    what it is worth; used: the probabilities that `confidence` is for.
     """
-    found: dict[str, Any] = {"temperature": temperature}
-    for name, probabilities in (("uncalibrated", before), ("calibrated", after)):
-        score = scoring.score(labels, probabilities)
-        found[name] = {key: score[key] for key in ("loss", "calibration_error")}
+    found: dict[str, Any] = {}
+    if temperature is not None:
+        found["temperature"] = temperature
+        for name, probabilities in (("uncalibrated", before), ("calibrated", soften(before, temperature))):
+            score = scoring.score(labels, probabilities)
+            found[name] = {key: score[key] for key in ("loss", "calibration_error")}
     if confidence.threshold is not None:
         answered = confidence.certain(used)
         correct = (used.argmax(axis=1) == labels)[answered]

@@ -122,8 +122,9 @@ class Trainer:
 
         Return one row per epoch, and the index of the row of the epoch whose weights the model has: the best with
         early stopping, otherwise the last. A row has loss and accuracy (over the training batches, with dropout),
-        val_loss and val_accuracy. keep: do not delete the checkpoints at the end, so that a second call
-        returns the same at once. Raises `StageError` when the loss becomes NaN or infinite.
+        and val_loss and val_accuracy if there are validation images. keep: do not delete the checkpoints at the
+        end, so that a second call returns the same at once. Raises `StageError` when the loss or a weight becomes
+        NaN or infinite.
         """
         progress = self._resume(checkpoints)
         self._callbacks.on_train_begin()
@@ -236,21 +237,26 @@ class Trainer:
         return {"loss": progress.loss / seen, "accuracy": progress.hits / seen}
 
     def _end_epoch(self, progress: Progress) -> dict[str, float]:
-        val_loss, val_accuracy = self._validate()
-        if not np.isfinite(val_loss):  # the last step may break the weights after its loss was computed
-            raise StageError(f"the validation loss is {val_loss} after epoch {progress.epoch + 1}{DIVERGED}")
-        row = {**self._means(progress), "val_loss": val_loss, "val_accuracy": val_accuracy}
+        row = {**self._means(progress), **self._validate(progress.epoch)}
         progress.history.append(row)
         if self._params.early_stopping and (
-            progress.best_epoch < 0 or val_loss < progress.history[progress.best_epoch - self._first]["val_loss"]
+            progress.best_epoch < 0
+            or row["val_loss"] < progress.history[progress.best_epoch - self._first]["val_loss"]
         ):
             progress.best_epoch = progress.epoch
             self._best = [variable.numpy() for variable in self._model.variables]
         progress.epoch, progress.step, progress.loss, progress.hits = progress.epoch + 1, 0, 0.0, 0
         return row
 
-    def _validate(self) -> tuple[float, float]:
-        """Return the mean cross-entropy in nats and the accuracy on the validation split."""
+    def _validate(self, epoch: int) -> dict[str, float]:
+        """Return val_loss, the mean cross-entropy in nats, and val_accuracy; nothing without validation images.
+
+        Raises `StageError` when the last step broke the weights, which it may do after its loss was computed.
+        """
+        if not len(self._validation.images):
+            if not all(np.isfinite(variable.numpy()).all() for variable in self._model.weights):
+                raise StageError(f"a weight is not finite after epoch {epoch + 1}{DIVERGED}")
+            return {}
         labels = self._validation.labels.argmax(axis=1)
         mine = self._validated
         probabilities = np.zeros(self._validation.labels.shape, np.float32)
@@ -259,8 +265,10 @@ class Trainer:
         probabilities = self._cluster.combine(probabilities)
         chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
         # Keras's own bounds, so that the loss matches Keras's.
-        loss = -np.log(np.clip(chosen, 1e-7, 1 - 1e-7)).mean()
-        return float(loss), float((probabilities.argmax(axis=1) == labels).mean())
+        loss = float(-np.log(np.clip(chosen, 1e-7, 1 - 1e-7)).mean())
+        if not np.isfinite(loss):
+            raise StageError(f"the validation loss is {loss} after epoch {epoch + 1}{DIVERGED}")
+        return {"val_loss": loss, "val_accuracy": float((probabilities.argmax(axis=1) == labels).mean())}
 
     def _ended(self, progress: Progress) -> bool:
         """Return whether training ends here although epochs remain."""

@@ -58,7 +58,9 @@ def train(
     else:
         cache = checkpoints.folder / "features" / str(cluster.rank)  # workers on one machine may share a checkout
         features = backbone_features(model, training, cache, "train", identity)
-        validated = backbone_features(model, validation, cache, "validation", identity)
+        validated = validation
+        if len(validation.images):
+            validated = backbone_features(model, validation, cache, "validation", identity)
         trainer = Trainer(
             last_layers(model), params, features, validated, callbacks, cluster, (), first, class_weights
         )

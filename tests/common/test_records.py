@@ -129,3 +129,13 @@ def test_a_label_of_no_class_is_refused_by_its_image(tmp_path: Path, one_hot: bo
 def test_a_record_without_the_split_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match=r"test\.npz: not in the record beside it"):
         read_split(tmp_path, "test", written(tmp_path, IMAGES, LABELS))
+
+
+def test_only_the_validation_split_can_be_empty(tmp_path: Path) -> None:
+    pixels, labels = np.zeros((0, 4, 3, 2), np.float32), np.zeros((0, 3), np.float32)
+    record = written(tmp_path, pixels, labels, images=0, class_counts=[0, 0, 0])
+    record.splits["validation"] = record.splits["train"]
+    (tmp_path / "validation.npz").write_bytes((tmp_path / "train.npz").read_bytes())
+    assert read_split(tmp_path, "validation", record).images.shape == (0, 4, 3, 2)
+    with pytest.raises(StageError, match=r"train\.npz: no images in it"):
+        read_split(tmp_path, "train", record)

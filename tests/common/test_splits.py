@@ -318,3 +318,11 @@ def test_the_command_in_the_message_mends_a_file_that_dvc_trusts(tmp_path: Path)
         splits.read(path)
     shell(str(caught.value).partition("To rebuild it: ")[2])
     assert path.read_bytes() == good
+
+
+@pytest.mark.parametrize("kind", ["raw", "processed"])
+def test_a_split_without_images_is_read_back(tmp_path: Path, kind: str) -> None:
+    images, labels = (array[:0] for array in arrays(kind))
+    found = splits.read(tmp_path / "a.npz", splits.write(tmp_path / "a.npz", images, labels))
+    np.testing.assert_array_equal(found.images, images, strict=True)
+    np.testing.assert_array_equal(found.labels, labels, strict=True)

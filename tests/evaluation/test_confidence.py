@@ -108,6 +108,11 @@ def test_the_curve_ends_in_the_error_rate_of_all_images(
 def test_the_figures_are_of_the_images_that_get_an_answer() -> None:
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.4, 0.6]], np.float32)
     confidence = Confidence(model_sha256="a" * 64, threshold=0.75)
-    found = figures(np.array([0, 1, 1]), probabilities, soften(probabilities, 2), 2, probabilities, confidence)
+    found = figures(np.array([0, 1, 1]), probabilities, 2, probabilities, confidence)
     assert found["abstain"] == {"threshold": 0.75, "coverage": 2 / 3, "accuracy": 0.5}
     assert found["uncalibrated"]["loss"] != found["calibrated"]["loss"]
+
+
+def test_without_validation_there_are_no_figures_of_confidence() -> None:
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2]], np.float32)
+    assert figures(np.array([0, 1]), probabilities, None, probabilities, Confidence(model_sha256="a" * 64)) == {}

@@ -429,6 +429,34 @@ def test_weights_that_the_last_step_spoilt_are_noticed_before_a_model_is_written
         train(model, tmp_path, spoil, batch_size=IMAGES)
 
 
+def without_validation(
+    model: keras.Model, folder: Path, *callbacks: keras.callbacks.Callback
+) -> list[dict[str, float]]:
+    trainer = Trainer(model, TrainParams(**PLAIN), split(slice(IMAGES)), split(slice(0)), callbacks, alone())
+    return trainer.run(Checkpoints(folder, "k" * 64))[0]
+
+
+def test_without_validation_images_the_model_is_the_same_and_no_row_has_their_figures(
+    tmp_path: Path,
+) -> None:
+    ours, theirs = build(), build()
+    rows, expected = without_validation(ours, tmp_path / "ours"), train(theirs, tmp_path)[0]
+    assert rows == [{name: row[name] for name in ("loss", "accuracy")} for row in expected]
+    for found, wanted in zip(weights(ours), weights(theirs), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+
+
+def test_without_validation_images_spoilt_weights_are_noticed_too(tmp_path: Path) -> None:
+    model = build()
+    spoil = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: (
+            batch == 93 and model.layers[-1].kernel.assign(np.full((8, 3), np.inf))
+        ),
+    )
+    with pytest.raises(StageError, match=r"a weight is not finite after epoch 1; no model was written"):
+        without_validation(model, tmp_path, spoil)
+
+
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_a_lower_precision_learns_and_repeats_itself(tmp_path: Path, precision: str) -> None:
     keras.config.set_dtype_policy(f"mixed_{precision}")

@@ -116,3 +116,15 @@ def test_a_damaged_file_of_features_is_computed_again(
     found = transfer.backbone_features(build(), split, tmp_path, "train", [])
     np.testing.assert_array_equal(found.images, expected)
     assert found.images.shape == (21, 1, 1, 576)
+
+
+@pytest.mark.parametrize("changes", [{}, {"flip": True}], ids=["features", "augmented"])
+def test_without_validation_images_both_phases_run(
+    build: Callable[[], keras.Model], split: Split, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    splits.write(tmp_path / "none.npz", IMAGES[:0], np.zeros((0, 2), np.float32))
+    network = SMALL.model_copy(update={"fine_tune_epochs": 1, "fine_tune_rate": 1e-3})
+    params = TrainParams(**{**PLAIN, "batch_size": 8, "epochs": 2, **changes})
+    none, checkpoints = splits.read(tmp_path / "none.npz"), Checkpoints(tmp_path, "k" * 64)
+    rows, saved = transfer.train(build(), network, params, split, none, [], alone(), checkpoints, [])
+    assert (saved, [sorted(row) for row in rows]) == (2, [["accuracy", "loss"]] * 3)
