@@ -42,7 +42,7 @@ def _figures(folder: Path) -> dict[str, float]:
     figures: dict[str, float] = {}
     for name, keys in FIGURES.items():
         metrics = json.loads((folder / "metrics" / f"{name}.json").read_bytes())
-        figures |= {(key if name == "train" else f"test_{key}"): metrics[key] for key in keys}
+        figures |= {(key if name == "train" else f"test_{key}"): metrics[key] for key in keys if key in metrics}
     return figures
 
 

@@ -27,7 +27,9 @@ def main(arguments: Sequence[str]) -> None:
     charts = json.loads(shown.stdout)["data"]
     for name, file in CHARTS.items():
         if not charts.get(name):
-            raise StageError(f"there is nothing to draw for {name}; run: make repro")
+            raise StageError(
+                f"there is nothing to draw for {name}; run: make repro, with preprocess.validation_fraction above 0"
+            )
         chart = {**charts[name][0]["content"], "background": "white"}
         with replacing(folder / file) as partial:
             partial.write_text(vl_convert.vegalite_to_svg(chart), encoding="utf-8")

@@ -31,10 +31,10 @@ class Data:
         source = read_record(raw / "source.json", Source)
         splits = {name: read_split(raw, name, source) for name in ("train", "test")}
         count = len(splits["train"].labels)
-        if source.validation_images:
+        params = load(folder / "params.yaml", "preprocess", PreprocessParams)
+        if source.validation_images and params.validation_fraction:
             held_out = np.arange(count - source.validation_images, count)
         else:
-            params = load(folder / "params.yaml", "preprocess", PreprocessParams)
             held_out = choose_validation(splits["train"].labels, params, source.together or ())[1]
         return Data(folder, source, splits, held_out)
 

@@ -52,7 +52,9 @@ def audit(data: Data, out: Path, folds: int) -> tuple[list[str], list[Row]]:
     if record.dataset != data.source.dataset or record.classes != data.source.classes:
         raise StageError("the model was trained on other data than data/raw; run: dvc repro")
     train, test = data.splits["train"], data.splits["test"]
-    indices = {"test": np.arange(len(test.labels)), "train": data.held_out}
+    indices = {"test": np.arange(len(test.labels))}
+    if len(data.held_out):  # none after a final fit
+        indices["train"] = data.held_out
     probabilities = {}
     with tqdm(total=sum(map(len, indices.values())), desc="images", unit="", leave=False, disable=None) as bar:
         for name in indices if not folds else ("test",):
@@ -79,7 +81,7 @@ def audit(data: Data, out: Path, folds: int) -> tuple[list[str], list[Row]]:
         for name, count in counts.items()
     ]
     if not folds:
-        lines.append("The other training images were not audited; --folds 5 trains five models for them")
+        lines.append("The images that the model was trained on were not audited; to train five models: --folds 5")
     summary = {f"suspicious_{name}": count for name, count in counts.items()}
     summary |= {f"audited_{name}": len(indices[name]) for name in probabilities}
     write_json(out / "labels.json", {"model_sha256": record.sha256, "folds": folds, **summary})

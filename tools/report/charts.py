@@ -114,11 +114,13 @@ def intervals(rows: pd.DataFrame) -> Spec:
 def curve(history: pd.DataFrame, measure: str, title: str, saved: int, share: bool) -> Spec:
     """A measure of the training and the validation images by epoch, with the epoch whose weights were saved."""
     names = {f"val_{measure}": "validation", measure: "training"}
+    names = {column: name for column, name in names.items() if column in history}  # a final fit has no validation
     long = history.rename(columns=names).melt("epoch", list(names.values()), var_name="images")
     domain = list(names.values())
     look = {"field": "images", "type": "nominal", "sort": None}
-    dash = {**look, "scale": {"domain": domain, "range": [[1, 0], [5, 4]]}}
-    shape = {**look, "scale": {"domain": domain, "range": ["circle", "square"]}}
+    dashes, shapes = {"validation": [1, 0], "training": [5, 4]}, {"validation": "circle", "training": "square"}
+    dash = {**look, "scale": {"domain": domain, "range": [dashes[name] for name in domain]}}
+    shape = {**look, "scale": {"domain": domain, "range": [shapes[name] for name in domain]}}
     marks = [{"mark": {**POINT, "size": 40}, "encoding": {"shape": shape}}]
     return {
         "data": {"values": long.to_dict("records")},
@@ -139,7 +141,7 @@ def curve(history: pd.DataFrame, measure: str, title: str, saved: int, share: bo
                 "scale": {"zero": False},
                 "axis": {"format": ".1~%" if share else "~g", "tickCount": 5},
             },
-            "color": {**look, "scale": {"domain": domain, "range": ["var(--validation)", "var(--training)"]}},
+            "color": {**look, "scale": {"domain": domain, "range": [f"var(--{name})" for name in domain]}},
         },
         "layer": [
             {

@@ -1,7 +1,5 @@
 """The charts of the report, each with a title, a one-sentence summary and a table of its numbers."""
 
-from typing import Any
-
 from stages.evaluation import scoring
 from tools.report import charts
 from tools.report.markup import Markup, element, figure, frame_table, join, percent, table
@@ -12,12 +10,24 @@ MOST_NOTES = 3  # shown; more are collapsed
 
 def curves(run: Results) -> Markup:
     """Return accuracy and loss by epoch."""
-    highest, lowest = run.history["val_accuracy"].argmax(), run.history["val_loss"].argmin()
     return join(
         [
-            _curve(run, "accuracy", "Accuracy by epoch", "accuracy", "highest", highest),
-            _curve(run, "loss", "Loss by epoch", "cross-entropy (nats)", "lowest", lowest),
+            _curve(run, "accuracy", "Accuracy by epoch", "accuracy", "highest"),
+            _curve(run, "loss", "Loss by epoch", "cross-entropy (nats)", "lowest"),
         ]
+    )
+
+
+def curves_note(run: Results) -> str:
+    """Return how to read the curves."""
+    if "val_loss" not in run.history:
+        return (
+            "A final fit on all training images (preprocess.validation_fraction: 0), so there are no validation "
+            "figures. Training figures are averages over the epoch, with dropout."
+        )
+    return (
+        "Training figures are averages over the epoch, with dropout, so they can be worse than the validation "
+        "figures."
     )
 
 
@@ -70,15 +80,21 @@ def notes(run: Results) -> Markup:
     return element("details", join([element("summary", f"{len(lines)} notes on figures that are 0"), shown]))
 
 
-def _curve(run: Results, measure: str, title: str, axis: str, best: str, row: Any) -> Markup:
+def _curve(run: Results, measure: str, title: str, axis: str, best: str) -> Markup:
     share = measure == "accuracy"
     write = percent if share else "{:.3f}".format
-    saved = int(run.train["epoch"])
-    summary = (
-        f"{best.capitalize()} on the validation images in epoch {run.history['epoch'][row]}: "
-        f"{write(run.history[f'val_{measure}'][row])}. The saved weights are from epoch {saved} (vertical line): "
-        f"{write(run.train[f'val_{measure}'])}, and {write(run.train[measure])} on the training images."
-    )
-    drawing = charts.svg(charts.curve(run.history, measure, axis, saved, share), f"Two curves. {summary}")
-    numbers = frame_table(title, run.history, {"epoch": "", measure: ".4f", f"val_{measure}": ".4f"})
+    saved, validated = int(run.train["epoch"]), f"val_{measure}"
+    summary = f"The saved weights are from epoch {saved} (vertical line): "
+    formats = {"epoch": "", measure: ".4f"}
+    if validated in run.history:
+        values = run.history[validated]
+        row = values.argmax() if best == "highest" else values.argmin()
+        summary = (
+            f"{best.capitalize()} on the validation images in epoch {run.history['epoch'][row]}: "
+            f"{write(values[row])}. {summary}{write(run.train[validated])}, and "
+        )
+        formats[validated] = ".4f"
+    summary += f"{write(run.train[measure])} on the training images."
+    drawing = charts.svg(charts.curve(run.history, measure, axis, saved, share), f"By epoch. {summary}")
+    numbers = frame_table(title, run.history, formats)
     return figure(f"curve-{measure}", title, summary, drawing, numbers)

@@ -113,14 +113,14 @@ def tiles(run: Results) -> Markup:
     found, before = of_run(run), of_last_commit(run)
     keys = [
         "accuracy",
-        *(["official_accuracy"] if "official_accuracy" in found else []),
+        "official_accuracy",
         *filter(TOP.fullmatch, found),
         "train.val_accuracy",
         "f1_macro",
         "loss",
         "calibration_error",
     ]
-    return join(_tile(found[key], before.get(key)) for key in keys)
+    return join(_tile(found[key], before.get(key)) for key in keys if key in found)
 
 
 def comparison(run: Results) -> str:

@@ -22,6 +22,7 @@ def render(run: Results) -> str:
         experiments_link=experiments.link(run.experiments),
         experiments=experiments.section(run.experiments),
         curves=drawn.curves(run),
+        curves_note=text(drawn.curves_note(run)),
         notes=drawn.notes(run),
         confusion=drawn.confusion(run),
         per_class=drawn.per_class(run),

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 # The keys that the report needs in each file of metrics/. Class names such as 7 or NA stay text.
 FIGURES = {
-    "train": ("accuracy", "loss", "val_accuracy", "val_loss", "epoch", "parameters", "model_sha256"),
+    "train": ("accuracy", "loss", "epoch", "parameters", "model_sha256"),
     "evaluation": (
         "accuracy",
         "accuracy_low",
@@ -50,6 +50,7 @@ COLUMNS: dict[str, dict[str, type]] = {
     },
     "confusion": {"label": str, "predicted": str, "count": int},
 }
+VALIDATED = ("val_accuracy", "val_loss")  # not in train.csv and history.csv after a final fit
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,7 +181,9 @@ def _figures(path: Path) -> dict[str, Any]:
 
 def _table(path: Path) -> pd.DataFrame:
     columns = COLUMNS[path.stem]
-    table = pd.read_csv(path, dtype=columns, usecols=list(columns), na_filter=False)
+    table = pd.read_csv(path, dtype=columns, usecols=columns.__contains__, na_filter=False)
+    if missing := [name for name in columns if name not in table and name not in VALIDATED]:
+        raise ValueError(f"{missing[0]} is missing")
     if table.empty:
         raise ValueError("no row in it")
     return table
