@@ -28,7 +28,8 @@ def main(arguments: Sequence[str]) -> None:
     for name, file in CHARTS.items():
         if not charts.get(name):
             raise StageError(
-                f"there is nothing to draw for {name}; run: make repro, with preprocess.validation_fraction above 0"
+                f"there is nothing to draw for {name}; run: make repro, with preprocess.validation_fraction "
+                "above 0"
             )
         chart = {**charts[name][0]["content"], "background": "white"}
         with replacing(folder / file) as partial:
