@@ -169,6 +169,7 @@ def _candidates(
     cosine = np.full((rows, CANDIDATES), COSINE, np.float32)
     for start in range(0, len(references.descriptors), COLUMNS):
         product = left @ references.descriptors[start : start + COLUMNS].astype(np.float32).T
+        references.release()
         if own is not None:
             here = np.arange(rows) + own - start
             inside = (here >= 0) & (here < product.shape[1])
