@@ -2,18 +2,21 @@
 
 Run as `python -m benchmarks.serving` where `dvc repro` and `make export` have run. 64 clients on this machine send
 pictures to each server in turn for some seconds, and share its cores. The bare loop decodes files and predicts.
-Pictures: the test images as PNGs, 1 and then 16 per request, and as JPEGs of 640 x 480 pixels. The last line
-printed is JSON: images per second over the bare loop's, and the 99th percentile of the latency over the median
-latency of a single client.
+Pictures: the test images as PNGs, 1 and then 16 per request, and as JPEGs of 640 x 480 pixels.
+
+Prints images per second, and the CPU time per image of the server and of the clients, which depends less on what else
+runs on the machine. The last line is JSON: images per second over the bare loop's, CPU time over the bare loop's,
+and the 99th percentile of the latency over the median latency of a single client.
 """
 
 import argparse
-import asyncio
 import contextlib
 import io
 import json
 import os
+import selectors
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -21,8 +24,10 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import psutil
 from PIL import Image
 
 from stages.common.failure import StageError
@@ -72,12 +77,20 @@ folder, seconds = Path(sys.argv[1]), float(sys.argv[3])
 run, record, _ = open_model(folder, folder / "models/model.keras", sys.argv[4] == "exact")
 paths = find([sys.argv[2]])
 for warm in (True, False):
-    count, began = 0, time.perf_counter()
+    count, used, began = 0, time.process_time(), time.perf_counter()
     while time.perf_counter() - began < (seconds / 4 if warm else seconds):
         for read, images, _ in batches(paths * 4, record.decoding):
             count += len(run(images))
-print(count / (time.perf_counter() - began))
+print(count / (time.perf_counter() - began), 1e6 * (time.process_time() - used) / count)
 """
+
+
+class Load(NamedTuple):
+    """What clients measured, in seconds: the latency of each request, the whole time, and their own CPU time."""
+
+    latencies: list[float]
+    seconds: float
+    cpu: float
 
 
 def main() -> None:
@@ -99,36 +112,48 @@ def main() -> None:
                 bare = subprocess.run(
                     [*command, "exact" if options.exact else "export"], cwd=ROOT, check=True, capture_output=True
                 )
-                rates.setdefault("bare", []).append(float(bare.stdout))
+                rate, cpu = map(float, bare.stdout.split())
+                rates.setdefault("bare", []).append(rate)
+                rates.setdefault("bare cpu", []).append(cpu)
                 for server in ("served", "usual"):
-                    with running(server, options.folder, options.exact) as port:
+                    with running(server, options.folder, options.exact) as (port, process):
                         load(port, bodies, 2, options.seconds / 4)  # warm
-                        alone, _ = load(port, bodies, 1, options.seconds / 2)
-                        latencies, seconds = load(port, bodies, CLIENTS, options.seconds)
-                    rates.setdefault(server, []).append(len(latencies) * each / seconds)
-                    rates.setdefault(f"{server} alone", []).append(statistics.median(alone))
-                    rates.setdefault(f"{server} p50", []).append(statistics.median(latencies))
-                    rates.setdefault(f"{server} p99", []).append(statistics.quantiles(latencies, n=100)[98])
+                        alone = load(port, bodies, 1, options.seconds / 2)
+                        used = _cpu(process)
+                        all_ = load(port, bodies, CLIENTS, options.seconds)
+                        used = _cpu(process) - used
+                    images = len(all_.latencies) * each
+                    rates.setdefault(server, []).append(images / all_.seconds)
+                    rates.setdefault(f"{server} cpu", []).append(1e6 * used / images)
+                    rates.setdefault(f"{server} clients", []).append(1e6 * all_.cpu / images)
+                    rates.setdefault(f"{server} alone", []).append(statistics.median(alone.latencies))
+                    rates.setdefault(f"{server} p50", []).append(statistics.median(all_.latencies))
+                    rates.setdefault(f"{server} p99", []).append(statistics.quantiles(all_.latencies, n=100)[98])
     report(results, options.rounds)
 
 
 def report(results: dict[str, dict[str, list[float]]], rounds: int) -> None:
     """Print the medians and their ratios."""
     print(f"medians of {rounds} rounds, {CLIENTS} clients\n")
-    columns = f"{'images/s':>9}{'of bare':>9}{'alone ms':>10}{'p50 ms':>8}{'p99 ms':>8}{'p99/alone':>11}"
-    print(f"{'':22}{'server':8}{columns}")
+    names = ("images/s", "of bare", "CPU us", "clients", "alone ms", "p50 ms", "p99 ms", "p99/alone")
+    print(f"{'':22}{'server':8}{''.join(f'{name:>10}' for name in names)}")
     ratios = {}
     for kind, rates in results.items():
         median = {name: statistics.median(values) for name, values in rates.items()}
-        print(f"{kind:22}{'bare':8}{median['bare']:9,.0f}{1:9.2f}")
+        bare = median["bare"]
+        print(f"{kind:22}{'bare':8}{bare:10,.0f}{1:10.2f}{median['bare cpu']:10.0f}")
         for server in ("served", "usual"):
+            rate, cpu, clients = median[server], median[f"{server} cpu"], median[f"{server} clients"]
             alone, p50, p99 = (1000 * median[f"{server} {name}"] for name in ("alone", "p50", "p99"))
-            of_bare = median[server] / median["bare"]
             print(
-                f"{kind:22}{server:8}{median[server]:9,.0f}{of_bare:9.2f}{alone:10.2f}{p50:8.1f}{p99:8.1f}"
-                f"{p99 / alone:11.1f}"
+                f"{kind:22}{server:8}{rate:10,.0f}{rate / bare:10.2f}{cpu:10.0f}{clients:10.0f}"
+                f"{alone:10.2f}{p50:10.1f}{p99:10.1f}{p99 / alone:10.1f}"
             )
-            ratios[f"{kind}, {server}"] = {"of_bare": round(of_bare, 2), "p99_of_alone": round(p99 / alone, 1)}
+            ratios[f"{kind}, {server}"] = {
+                "of_bare": round(rate / bare, 2),
+                "cpu_of_bare": round((cpu + clients) / median["bare cpu"], 2),
+                "p99_of_alone": round(p99 / alone, 1),
+            }
     print(json.dumps(ratios))
 
 
@@ -169,8 +194,8 @@ def _request(contents: Sequence[bytes]) -> bytes:
 
 
 @contextlib.contextmanager
-def running(server: str, folder: Path, exact: bool) -> Iterator[int]:
-    """Run a server in a process of its own; yield its port."""
+def running(server: str, folder: Path, exact: bool) -> Iterator[tuple[int, psutil.Process]]:
+    """Run a server in a process of its own; yield its port, and the process."""
     if server == "served":
         command = [sys.executable, "-m", "tools.serve", "--folder", str(folder), "--port", "8471"]
         command += ["--exact"] if exact else []
@@ -188,43 +213,65 @@ def running(server: str, folder: Path, exact: bool) -> Iterator[int]:
             if process.poll() is not None:
                 raise StageError(f"the server ended: {process.stderr.read() if process.stderr else ''}")
         time.sleep(1)
-        yield 8471
+        yield 8471, psutil.Process(process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
 
 
-def _connected(port: int):  # type: ignore[no-untyped-def]
-    import socket
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
-    return socket.create_connection(("127.0.0.1", port), timeout=1)
+
+def _connected(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=10)
 
 
-def load(port: int, bodies: Sequence[bytes], clients: int, seconds: float) -> tuple[list[float], float]:
-    """Let `clients` send requests, each the next one after its answer; return latencies, and how long it took."""
+def load(port: int, bodies: Sequence[bytes], clients: int, seconds: float) -> Load:
+    """Let `clients` send requests, each the next one after its answer."""
     latencies: list[float] = []
-    began = time.perf_counter()
+    used, began = time.process_time(), time.perf_counter()
+    with selectors.DefaultSelector() as selector:
+        for number in range(clients):
+            client = Client(_connected(port), bodies, number, clients)
+            selector.register(client.connection, selectors.EVENT_READ, client)
+            client.send()
+        while selector.get_map():
+            for key, _ in selector.select():
+                client = key.data
+                if client.receive():
+                    latencies.append(time.perf_counter() - client.sent)
+                    if time.perf_counter() - began < seconds:
+                        client.send()
+                    else:
+                        selector.unregister(client.connection)
+                        client.connection.close()
+    return Load(latencies, time.perf_counter() - began, time.process_time() - used)
 
-    async def client(number: int) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        turn = number
-        while time.perf_counter() - began < seconds:
-            sent = time.perf_counter()
-            writer.write(bodies[turn % len(bodies)])
-            head = await reader.readuntil(b"\r\n\r\n")
-            if not head.startswith(b"HTTP/1.1 200"):
-                raise StageError(head.decode())
-            length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
-            await reader.readexactly(int(length))
-            latencies.append(time.perf_counter() - sent)
-            turn += clients
-        writer.close()
 
-    async def all_clients() -> None:
-        await asyncio.gather(*(client(number) for number in range(clients)))
+class Client:
+    """A connection that is kept; plain sockets, as the clients' time is the server's loss."""
 
-    asyncio.run(all_clients())
-    return latencies, time.perf_counter() - began
+    def __init__(self, connection: socket.socket, bodies: Sequence[bytes], first: int, step: int) -> None:
+        """Send `bodies` in turn, every `step`-th from `first` on."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connection, self.sent = connection, 0.0
+        self._bodies, self._turn, self._step, self._answer = bodies, first, step, b""
+
+    def send(self) -> None:
+        """Send the next request."""
+        self.sent, self._answer = time.perf_counter(), b""
+        self.connection.sendall(self._bodies[self._turn % len(self._bodies)])
+        self._turn += self._step
+
+    def receive(self) -> bool:
+        """Read what has come; return whether the answer is complete."""
+        self._answer += (received := self.connection.recv(262_144))
+        head, _, content = self._answer.partition(b"\r\n\r\n")
+        if not received or not head.startswith(b"HTTP/1.1 200"):
+            raise StageError(f"the server answered {self._answer.decode()}")
+        return len(content) == int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0] or -1)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,8 @@ def open_model(checkout: Path, path: Path, exact: bool) -> tuple[Run, ModelRecor
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = params.threads
+        # By default its threads wait for work in a busy loop, on the cores that decode and answer requests.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         session = onnxruntime.InferenceSession(export, options, providers=["CPUExecutionProvider"])
         return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0], record, confidence
     runtime.start(params, seed=0)

@@ -9,6 +9,7 @@ Without --folder, it serves models/ of this checkout or, before the first `dvc r
 
 import argparse
 import contextlib
+import gc
 import shutil
 import signal
 import socket
@@ -58,6 +59,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"{address}: model {version} of {folder}, {record.dataset.name}; Ctrl-C stops", flush=True)
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
         app = create_app(run, record, confidence, limits, hosts, options.cors)
+        gc.freeze()  # what is there now stays, so the collector need not look at it again
         server(app, limits.seconds).run(sockets=[listener])
 
 

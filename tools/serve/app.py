@@ -21,7 +21,8 @@ from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.types import ASGIApp
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Scope
 
 from stages.common.confidence import Confidence
 from stages.common.pictures import Unreadable
@@ -58,6 +59,7 @@ PICTURES = {
         },
     },
 }
+PIXELS = {"name": "pixels", "in": "query", "schema": {"type": "boolean", "default": False}}
 TENSOR = {"required": True, "content": {"application/json": {"schema": {"type": "object"}}}}
 
 
@@ -168,9 +170,10 @@ def _add_predict(
         tags=["predictions"],
         summary="The probability of each class for each picture",
         responses={200: {"model": Predictions}, **ERRORS},
-        openapi_extra={"requestBody": PICTURES},
+        openapi_extra={"requestBody": PICTURES, "parameters": [PIXELS]},
     )
-    async def predict(request: Request, pixels: bool = False) -> Response:
+    async def predict(request: Request) -> Response:
+        pixels = _boolean(request, "pixels")
         with worker.admit(1):
             files = await _read(request, limits)
             with worker.admit(len(files) - 1):
@@ -192,6 +195,24 @@ def _add_predict(
             reasons = "; ".join(f"{each.get('name', 'the picture')} {each['error']}" for each in predictions[:3])
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, reasons)
         return _json({"model": version, "predictions": predictions})
+
+    # FastAPI's route is for the description. This one is first and answers, because it takes 40 µs less.
+    app.router.routes.insert(0, _PlainRoute("/predict", predict, methods=["POST"]))
+
+
+class _PlainRoute(Route):
+    """Starlette's route, which tells the gate its path as FastAPI's do."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child_scope = super().matches(scope)
+        return match, {**child_scope, "route": self}
+
+
+def _boolean(request: Request, name: str) -> bool:
+    value = request.query_params.get(name, "false")
+    if value not in ("true", "false"):
+        raise Problem(HTTPStatus.BAD_REQUEST, f"query.{name}: expected true or false")
+    return value == "true"
 
 
 async def _read(request: Request, limits: Limits) -> list[tuple[str | None, bytes]]:

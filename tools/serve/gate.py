@@ -28,6 +28,7 @@ SECURITY = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
+SECURITY_HEADERS = [(name.lower().encode(), value.encode()) for name, value in SECURITY.items()]
 
 
 class Gate:
@@ -110,14 +111,11 @@ class _Exchange:
         """Send the next part of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(raw=message["headers"])
-            for name, value in SECURITY.items():
-                headers.setdefault(name, value)
+            message["headers"] = [*message["headers"], *SECURITY_HEADERS]
             if not self._complete:
-                headers["Connection"] = "close"
+                MutableHeaders(raw=message["headers"])["Connection"] = "close"
                 if self.status != HTTPStatus.REQUEST_TIMEOUT:
                     await self._drain()
-            message["headers"] = headers.raw
         await self._send(message)
 
     async def _drain(self) -> None:
