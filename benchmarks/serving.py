@@ -4,8 +4,8 @@ Run as `python -m benchmarks.serving` where `dvc repro` and `make export` have r
 pictures to each server in turn for some seconds, and share its cores. The bare loop decodes files and predicts.
 Pictures: the test images as PNGs, 1 and then 16 per request, and as JPEGs of 640 x 480 pixels.
 
-Prints images per second, and the CPU time per image of the server and of the clients, which depends less on what else
-runs on the machine. The last line is JSON: images per second over the bare loop's, CPU time over the bare loop's,
+Prints images per second, and the CPU time per image of the server and of the clients, which depends less on what
+else runs on the machine. The last line is JSON: images per second over the bare loop's, CPU time over its,
 and the 99th percentile of the latency over the median latency of a single client.
 """
 
