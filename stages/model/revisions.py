@@ -15,7 +15,7 @@ def fetch_model(checkout: Path, revision: str, folder: Path, asked_by: str) -> P
     exist, or DVC finds its model in neither cache nor remote.
     """
     for name in ("model.json", "model.keras", "confidence.json"):
-        command = [sys.executable, "-m", "dvc", "get", "--quiet", "--rev", revision, "--out", str(folder / name)]
+        command = [sys.executable, "-m", "dvc", "get", "--rev", revision, "--out", str(folder / name)]
         done = subprocess.run(
             [*command, str(checkout.absolute()), f"models/{name}"],
             cwd=folder,
@@ -27,6 +27,9 @@ def fetch_model(checkout: Path, revision: str, folder: Path, asked_by: str) -> P
         if done.returncode:
             if name == "confidence.json" and "does not exist" in done.stderr:
                 break  # older code did not write it
-            reason = (done.stderr.strip().splitlines() or ["dvc get failed"])[0].removeprefix("ERROR: ")
-            raise StageError(f"{asked_by} {revision}: models/{name} cannot be fetched: {reason}")
+            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR: ")]
+            reason = errors[0].removeprefix("ERROR: ") if errors else f"dvc get ended with {done.returncode}"
+            unknown = "unknown Git revision" in reason
+            remedy = "dvc exp list --all-commits" if unknown else "dvc push, where the model was trained"
+            raise StageError(f"{asked_by} {revision}: models/{name} cannot be fetched: {reason}. Run: {remedy}")
     return folder / "model.keras"

@@ -1,6 +1,7 @@
 """tools/predict: pictures in, the model's probabilities out, whatever else is in the folder."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,8 +147,32 @@ def test_the_model_of_another_revision_answers(project: Project, capsys: pytest.
     main(["--folder", str(other.folder), "--json", "--model", "HEAD", picture])
     first, second = capsys.readouterr().out.splitlines()
     assert first == second
-    with pytest.raises(StageError, match=r"--model nowhere: models/model\.json cannot be fetched"):
+    with pytest.raises(StageError, match=r"unknown Git revision 'nowhere'\. Run: dvc exp list --all-commits$"):
         main(["--folder", str(other.folder), "--model", "nowhere", picture])
+
+
+@pytest.mark.slow
+def test_the_model_of_a_revision_comes_from_the_remote_and_its_absence_is_one_line_with_the_remedy(
+    project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = str(next((project.folder / "pngs").rglob("*.png")))
+    other = project.copy(tmp_path / "other")
+    main(["--folder", str(other.folder), "--json", picture])
+    other.run("dvc", "remote", "add", "--default", "shared", str(tmp_path / "remote"))
+    other.run("git", "commit", "--all", "--message", "A remote")
+    other.run("dvc", "push")
+    shutil.rmtree(other.folder / ".dvc/cache")
+    (other.folder / "models/model.keras").unlink()
+    command = ["--folder", str(other.folder), "--json", "--model", "HEAD", picture]
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    main(command)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    shutil.rmtree(tmp_path / "remote")
+    shutil.rmtree(tmp_path / "site")
+    shutil.rmtree(other.folder / ".dvc/cache", ignore_errors=True)
+    with pytest.raises(StageError, match=r"--model HEAD: .*\. Run: dvc push, where the model was trained$"):
+        main(command)
 
 
 def test_globs_and_folders_give_sorted_files_without_hidden_ones(tmp_path: Path) -> None:
