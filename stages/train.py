@@ -15,31 +15,25 @@ from pathlib import Path
 
 from stages.common import failure
 from stages.common.exclusive import exclusive
-from stages.common.figures import write_figures
 from stages.common.final_fit import check_final_fit
-from stages.common.outputs import require_space, write_json, write_table
+from stages.common.outputs import require_space
 from stages.common.params import load
 from stages.common.records import Statistics, read_record, read_split
-from stages.model import runtime
-from stages.model.networks import build_model, load_network
-from stages.model.networks import remarks as network_remarks
+from stages.model import networks, runtime
 from stages.model.pretrained import PretrainedParams, check_scaling, fetch_weights, weights_origin
 from stages.model.runtime import RuntimeParams
+from stages.training import balance
 from stages.training.augmentation import check_color_jitter, check_image_size
-from stages.training.balance import as_vector, class_weights
-from stages.training.balance import remarks as class_remarks
 from stages.training.optimization import notes
 from stages.training.params import TrainParams
 from stages.training.start import load_earlier, take_weights
-
-METRICS = ("val_accuracy", "val_loss")  # the figures that DVC shows, none after a final fit
 
 
 def main(arguments: Sequence[str]) -> None:
     """Parse, load, join the other processes if there are any, train, save."""
     options = _parse(arguments)
     params = load(options.params, "train", TrainParams)
-    model_params = load_network(options.params)
+    model_params = networks.load_network(options.params)
     runtime_params = load(options.params, "runtime", RuntimeParams)
     statistics = read_record(options.processed / "statistics.json", Statistics)
     training = read_split(options.processed, "train", statistics)
@@ -49,7 +43,7 @@ def main(arguments: Sequence[str]) -> None:
     check_scaling(model_params, statistics.scaling)
     check_color_jitter(params, statistics.scaling)
     counts = statistics.splits["train"].class_counts
-    by_class = class_weights(params, statistics.classes, counts)
+    by_class = balance.class_weights(params, statistics.classes, counts)
     weights = None if params.start_from else fetch_weights(model_params)
 
     began = time.monotonic()
@@ -61,14 +55,14 @@ def main(arguments: Sequence[str]) -> None:
     from stages.training.cluster import joined
     from stages.training.identity import code_files, run_digests, run_key
     from stages.training.loop import Trainer
-    from stages.training.results import history_table, model_record, training_figures
+    from stages.training.results import model_record, write_results
 
     callbacks = [named_callback(name) for name in params.callbacks]
     digests = run_digests([params, model_params, runtime_params], statistics, code_files(params.callbacks))
     with joined(runtime_params) as cluster, exclusive(options.model.parent) if cluster.chief else nullcontext():
         cluster.agree(digests)
         shape, classes = training.images.shape[1:], training.labels.shape[1]
-        model = build_model(model_params, shape, classes, training.images, weights)
+        model = networks.build_model(model_params, shape, classes, training.images, weights)
         check_image_size(params, model_params, shape)
         earlier, origin, first = load_earlier(params), weights_origin(model_params), 0
         if earlier:
@@ -78,11 +72,8 @@ def main(arguments: Sequence[str]) -> None:
             # The model, and two checkpoints of at most five times as much (the weights, the best ones, the slow
             # ones, Adam's two moments), each written aside before it is moved.
             require_space(options.model.parent, 17 * 4 * model.count_params())
-            sentences = [
-                *class_remarks(params, statistics.classes, counts),
-                *network_remarks(model_params, model),
-                *notes(params, params.epochs),
-            ]
+            sentences = [*balance.remarks(params, statistics.classes, counts), *notes(params, params.epochs)]
+            sentences += networks.remarks(model_params, model)
             if not len(validation.images):
                 sentences.append("no validation images: the figures are of the training images only")
             for note in sentences:
@@ -90,15 +81,13 @@ def main(arguments: Sequence[str]) -> None:
             epochs = first + params.epochs + getattr(model_params, "fine_tune_epochs", 0)
             callbacks += displays(params.batch_size, len(training.images), epochs, options.logs)
         checkpoints = Checkpoints(options.checkpoints, run_key(digests, cluster.replicas))
-        run = (params, training, validation, callbacks, cluster)
+        run, loss_weights = (params, training, validation, callbacks, cluster), balance.as_vector(by_class)
         if isinstance(model_params, PretrainedParams):
             machine = [digests["code"], digests["library versions"], runtime_params.model_dump()]
-            history, saved = transfer.train(
-                model, model_params, *run, checkpoints, machine, first, as_vector(by_class)
-            )
+            history, saved = transfer.train(model, model_params, *run, checkpoints, machine, first, loss_weights)
             state = b""
         else:
-            trainer = Trainer(model, *run, first=first, class_weights=as_vector(by_class))
+            trainer = Trainer(model, *run, first=first, class_weights=loss_weights)
             if earlier and params.continue_ and earlier.state:
                 trainer.go_on_from(earlier.state)
             history, saved = trainer.run(checkpoints)
@@ -107,13 +96,9 @@ def main(arguments: Sequence[str]) -> None:
         if cluster.chief:
             save_model(model, options.model, state)
             record = model_record(options.model, model.count_params(), first + saved, statistics, origin, by_class)
-            write_json(options.model.with_suffix(".json"), record.model_dump(exclude_none=True))
-            write_table(options.history, history_table(history, first))
-            write_figures(options.metrics, training_figures(record, history[saved]), METRICS)
-            log, seconds = options.logs / "train.json", time.monotonic() - began
-            runtime.write_environment(
-                options.environment, log, runtime_params, record.sha256, seconds, cluster.replicas
-            )
+            write_results(options.model, options.history, options.metrics, record, history, first, saved)
+            files, seconds = (options.environment, options.logs / "train.json"), time.monotonic() - began
+            runtime.write_environment(*files, runtime_params, record.sha256, seconds, cluster.replicas)
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:

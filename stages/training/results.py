@@ -1,4 +1,4 @@
-"""What train records of a finished run: the table of its epochs, and the record of its model."""
+"""What train records of a finished run: the table of its epochs, its figures, and the record of its model."""
 
 import hashlib
 from collections.abc import Sequence
@@ -7,7 +7,30 @@ from typing import Any
 
 import pandas as pd
 
+from stages.common.figures import write_figures
+from stages.common.outputs import write_json, write_table
 from stages.common.records import ModelRecord, Origin, Statistics
+
+METRICS = ("val_accuracy", "val_loss")  # the figures that DVC shows, none after a final fit
+
+
+def write_results(
+    model: Path,
+    history: Path,
+    metrics: Path,
+    record: ModelRecord,
+    epochs: Sequence[dict[str, float]],
+    first: int,
+    saved: int,
+) -> None:
+    """Write the record beside the model, the table of epochs to `history`, and the figures to `metrics`.
+
+    epochs: the figures of each, after `first` epochs of an earlier run; saved: the one whose weights the model
+    has, counted from 0.
+    """
+    write_json(model.with_suffix(".json"), record.model_dump(exclude_none=True))
+    write_table(history, history_table(epochs, first))
+    write_figures(metrics, training_figures(record, epochs[saved]), METRICS)
 
 
 def history_table(history: Sequence[dict[str, float]], first: int = 0) -> pd.DataFrame:
