@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project that has not run yet, and whose training saves a checkpoint after every call of the steps."""
+    """A project before its first run, whose training saves a checkpoint after every call of the steps."""
     project = make_project(tmp_path_factory.mktemp("start") / NAME, tmp_path_factory.mktemp("home"))
     project.choose("train.epochs", 8)
     project.choose("train.checkpoint_minutes", 1e-9)
@@ -50,7 +50,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="module")
 def undisturbed(start: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The same after a run that nothing disturbed."""
+    """The same project after an undisturbed run."""
     project = start.copy(tmp_path_factory.mktemp("undisturbed") / NAME)
     assert project.repro() == list(STAGES)
     return project
@@ -58,7 +58,7 @@ def undisturbed(start: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
 
 @pytest.fixture
 def prepared(undisturbed: Project, tmp_path: Path) -> Project:
-    """A copy with processed data and nothing trained, neither here nor in the cache."""
+    """A copy with processed data, without a model in the workspace or the cache."""
     project = undisturbed.copy(tmp_path / NAME)
     for name in TRAINED:
         forget(project, name)
@@ -67,7 +67,7 @@ def prepared(undisturbed: Project, tmp_path: Path) -> Project:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[Callable[[str], None]]:
-    """Lay a separate disk over `folder` and what is in it; yield what mounts it anew with other options."""
+    """Mount a separate disk over `folder` with its content; yield a function that remounts it."""
     if os.geteuid() != 0:
         pytest.skip("only root may mount a small disk")
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +93,7 @@ def _mount_again(folder: Path, options: str) -> None:
 
 
 def fill(folder: Path) -> Path:
-    """Fill the folder's disk but for two pages, so that a stage begins to write; return the file that does."""
+    """Fill the folder's disk except for two pages, so that a stage fails while writing; return the filler."""
     filler = folder / "filler"
     with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
         while True:
@@ -103,7 +103,7 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def test_a_full_disk_in_any_stage_is_reported_in_one_line_and_room_fixes_it(
+def test_a_full_disk_in_any_stage_is_one_line_and_free_space_fixes_it(
     start: Project, undisturbed: Project, tmp_path: Path
 ) -> None:
     project = start.copy(tmp_path / NAME)
@@ -119,7 +119,7 @@ def test_a_full_disk_in_any_stage_is_reported_in_one_line_and_room_fixes_it(
         same(project, undisturbed)
 
 
-def test_a_read_only_folder_is_reported_in_one_line_and_writing_to_it_fixes_it(
+def test_a_read_only_folder_is_one_line_and_making_it_writable_fixes_it(
     undisturbed: Project, tmp_path: Path
 ) -> None:
     project = undisturbed.copy(tmp_path / NAME)
@@ -135,13 +135,11 @@ def test_a_read_only_folder_is_reported_in_one_line_and_writing_to_it_fixes_it(
         same(project, undisturbed)
 
 
-def test_a_second_repro_is_told_which_one_is_running_and_the_first_ends_well(
-    prepared: Project, undisturbed: Project
-) -> None:
+def test_a_second_repro_names_the_running_one_which_completes(prepared: Project, undisturbed: Project) -> None:
     with training(prepared) as first:
         trainers = psutil.Process(first.pid).children(recursive=True)
         for each in trainers:
-            each.suspend()  # so that it is still at work, however quick the machine
+            each.suspend()  # so that it is still running, even on a fast machine
         second = prepared.run("dvc", "repro", check=False)
         for each in trainers:
             each.resume()
@@ -153,7 +151,7 @@ def test_a_second_repro_is_told_which_one_is_running_and_the_first_ends_well(
     same(prepared, undisturbed, TRAINED)
 
 
-def test_a_damaged_checkpoint_costs_time_and_changes_no_byte(prepared: Project, undisturbed: Project) -> None:
+def test_a_damaged_checkpoint_does_not_change_the_result(prepared: Project, undisturbed: Project) -> None:
     with training(prepared) as process:
         for child in psutil.Process(process.pid).children(recursive=True):
             child.kill()
@@ -183,7 +181,7 @@ def test_a_damaged_object_in_the_cache_is_caught_and_the_command_in_the_message_
 
 @contextmanager
 def training(project: Project) -> Iterator["subprocess.Popen[bytes]"]:
-    """A `dvc repro` whose trainer has saved two checkpoints and goes on."""
+    """Yield a running `dvc repro` whose training has saved two checkpoints."""
     process = subprocess.Popen(
         ("dvc", "repro", "train"),
         cwd=project.folder,
@@ -204,7 +202,7 @@ def training(project: Project) -> Iterator["subprocess.Popen[bytes]"]:
 
 
 def first_line(failed: "subprocess.CompletedProcess[str]", stage: str) -> str:
-    """Return the one line that the stage line before DVC's own."""
+    """Return the line of the stage, which comes before DVC's own."""
     assert failed.returncode != 0
     line, *dvc = failed.stderr.splitlines()
     assert line.startswith(f"{stage}: "), failed.stderr
@@ -213,20 +211,20 @@ def first_line(failed: "subprocess.CompletedProcess[str]", stage: str) -> str:
 
 
 def cached(project: Project, path: Path) -> Path:
-    """Return where DVC's cache has the content of `path`."""
+    """Return the path of the object of `path` in DVC's cache."""
     md5 = hashlib.md5(path.read_bytes()).hexdigest()
     return project.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]
 
 
 def forget(project: Project, name: str) -> None:
-    """Remove an output, here and in the cache."""
+    """Remove an output from the workspace and the cache."""
     path = project.folder / name
     cached(project, path).unlink()
     path.unlink()
 
 
 def damage(path: Path) -> None:
-    """Change a byte, and neither the mode nor the date, as a bad disk does."""
+    """Change a byte but neither mode nor date, like a bad disk."""
     before = path.stat()
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1

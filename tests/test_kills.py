@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of `dvc repro`: the next one ends in the bytes of a run that nothing disturbed.
+"""SIGKILL at random moments of `dvc repro`: the next one gives the same bytes as an undisturbed run.
 
 KILLS says how many, spread evenly over the stages; a few by default, and by hand: KILLS=60 make faults. KILLS_SEED
 repeats a campaign; it is another one each time, and printed at the end with what was hit (tests/conftest.py).
@@ -28,14 +28,14 @@ VICTIMS = ("dvc", "stage", "both")  # both: as when the power fails
 OUTPUTS = ("data", "models", "metrics")
 # What DVC names what it is writing, and leaves when it is killed: no output, and nothing that is ever read.
 DVC_TEMPORARY = re.compile(r"\.[\w-]{22}\.tmp")
-PATIENCE = 120  # seconds for whatever a killed `dvc` left running
+PATIENCE = 120  # seconds to wait for the processes that a killed `dvc` left behind
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project that has not run yet, and whose training saves a checkpoint after every call of the steps."""
+    """A project before its first run, whose training saves a checkpoint after every call of the steps."""
     project = make_project(tmp_path_factory.mktemp("start") / "project", tmp_path_factory.mktemp("home"))
     project.choose("train.epochs", 20)
     project.choose("train.checkpoint_minutes", 1e-9)
@@ -46,7 +46,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Project:
 def undisturbed(
     start: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[dict[str, bytes], dict[str, float]]:
-    """The outputs of a run that nothing disturbed, and how many seconds each stage took."""
+    """The outputs of an undisturbed run, and the seconds that each stage took."""
     project = start.copy(tmp_path_factory.mktemp("undisturbed") / "project")
     began: dict[str, float] = {}
     with _repro(project) as process:
@@ -60,7 +60,7 @@ def undisturbed(
 
 
 @pytest.mark.parametrize("kill", range(KILLS))
-def test_a_killed_repro_ends_as_one_that_was_not(
+def test_a_killed_repro_ends_with_the_bytes_of_an_undisturbed_one(
     start: Project,
     undisturbed: tuple[dict[str, bytes], dict[str, float]],
     tmp_path: Path,
@@ -91,7 +91,7 @@ def test_a_killed_repro_ends_as_one_that_was_not(
 
 
 def _repro(project: Project) -> "subprocess.Popen[str]":
-    """Start `dvc repro`, with what it prints at hand."""
+    """Start `dvc repro` and capture what it prints."""
     return subprocess.Popen(
         ("dvc", "repro"),
         cwd=project.folder,
@@ -111,7 +111,7 @@ def _stages_begun(process: "subprocess.Popen[str]") -> Iterator[str]:
 
 
 def _kill(process: "subprocess.Popen[str]", victim: str) -> int:
-    """Kill and return how many processes were hit: none where the run, or the stage, was done already."""
+    """Kill and return the number of processes hit: 0 if the run or the stage had already ended."""
     hit = 0
     try:
         dvc = psutil.Process(process.pid)
@@ -128,7 +128,7 @@ def _kill(process: "subprocess.Popen[str]", victim: str) -> int:
 
 
 def _repro_until_done(project: Project) -> str:
-    """Run `dvc repro` as a person would, again while what a killed one left is still running."""
+    """Run `dvc repro`, and repeat it while processes of the killed one are still running, as users would."""
     errors = ""
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -161,7 +161,7 @@ def _outputs(project: Project) -> dict[str, bytes]:
     }
 
 
-def test_what_a_killed_dvc_was_writing_is_no_output(start: Project, tmp_path: Path) -> None:
+def test_temporary_files_of_a_killed_dvc_are_no_outputs(start: Project, tmp_path: Path) -> None:
     project = start.copy(tmp_path / "project")
     before = _outputs(project)
     (project.folder / "data").mkdir(exist_ok=True)
@@ -169,14 +169,14 @@ def test_what_a_killed_dvc_was_writing_is_no_output(start: Project, tmp_path: Pa
     assert _outputs(project) == before
 
 
-def test_a_kill_that_hits_nothing_is_distinguished_from_one_that_does() -> None:
+def test_a_kill_that_hits_no_process_is_counted_as_such() -> None:
     with subprocess.Popen(["sleep", "60"], text=True) as process:
         assert _kill(process, "stage") == 0  # it has no child
         assert _kill(process, "dvc") == 1
     assert _kill(process, "both") == 0
 
 
-def test_a_lock_that_dvc_left_half_written_is_fixed_as_the_check_says(
+def test_a_half_written_lock_is_fixed_by_the_command_in_the_message(
     start: Project, undisturbed: tuple[dict[str, bytes], dict[str, float]], tmp_path: Path
 ) -> None:
     project = start.copy(tmp_path / "project")
@@ -188,7 +188,7 @@ def test_a_lock_that_dvc_left_half_written_is_fixed_as_the_check_says(
 
 
 @pytest.mark.parametrize("content", ["", '{"write": {'])
-def test_an_rwlock_that_dvc_left_unreadable_is_removed_by_the_check(
+def test_an_unreadable_rwlock_is_removed_by_the_check(
     start: Project, undisturbed: tuple[dict[str, bytes], dict[str, float]], tmp_path: Path, content: str
 ) -> None:
     project = start.copy(tmp_path / "project")

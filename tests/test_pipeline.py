@@ -1,4 +1,4 @@
-"""dvc.yaml, with real DVC and git: what reruns when something changes, and what DVC's commands say of it."""
+"""dvc.yaml, with real DVC and git: what reruns after a change, and what DVC's commands print."""
 
 import json
 import subprocess
@@ -17,13 +17,13 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stag
 
 @pytest.fixture(scope="module")
 def baseline(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after its first `dvc repro`, committed."""
+    """A project with a committed first run."""
     return first_run.copy(tmp_path_factory.mktemp("baseline") / "project")
 
 
 @pytest.fixture(scope="module")
 def changed(baseline: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The same after a second run, with another learning rate, committed too."""
+    """The same project with a second commit, a run with another learning rate."""
     project = baseline.copy(tmp_path_factory.mktemp("changed") / "project")
     project.choose("train.learning_rate", 0.01)
     assert project.repro() == ["train", "evaluate"]
@@ -46,7 +46,7 @@ def changed(baseline: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
         ("evaluate.temperature", "validation", ["evaluate"]),
     ],
 )
-def test_a_changed_key_reruns_the_stages_that_it_touches(
+def test_a_changed_key_reruns_the_stages_that_read_it(
     baseline: Project, tmp_path: Path, key: str, value: Any, expected: list[str]
 ) -> None:
     project = baseline.copy(tmp_path / "project")
@@ -64,8 +64,8 @@ def test_another_recipe_reruns_train_and_evaluate_only(baseline: Project, tmp_pa
     assert project.repro() == ["train", "evaluate"]
 
 
-def test_no_key_has_a_name_that_the_run_cache_leaves_out() -> None:
-    """DVC drops `size` and `nfiles` at any depth, in dvc/stage/cache.py, and takes a changed one for the same."""
+def test_no_key_has_a_name_that_the_run_cache_ignores() -> None:
+    """DVC drops `size` and `nfiles` at any depth, in dvc/stage/cache.py, so a changed value would go unnoticed."""
 
     def names(value: Any) -> set[str]:
         below = value.values() if isinstance(value, dict) else value if isinstance(value, list) else []
@@ -112,7 +112,9 @@ def test_a_new_file_in_a_room_reruns_its_stages_without_an_edit_of_dvc_yaml(
     assert project.repro() == expected
 
 
-def test_what_python_editors_and_systems_leave_in_a_room_reruns_nothing(baseline: Project, tmp_path: Path) -> None:
+def test_files_that_python_editors_and_systems_leave_in_a_room_rerun_nothing(
+    baseline: Project, tmp_path: Path
+) -> None:
     project = baseline.copy(tmp_path / "project")
     for name in (
         "__pycache__/loop.cpython-311.pyc",
@@ -134,7 +136,7 @@ def test_a_second_repro_runs_nothing(baseline: Project) -> None:
     assert baseline.repro() == []
 
 
-def test_a_run_leaves_git_clean_but_for_what_it_tracks(baseline: Project) -> None:
+def test_a_run_changes_only_files_that_git_tracks(baseline: Project) -> None:
     assert baseline.run("git", "status", "--porcelain").stdout == ""
 
 
@@ -147,14 +149,14 @@ def test_going_back_restores_from_the_run_cache_without_training(changed: Projec
     assert (project.folder / "metrics" / "evaluation.json").read_text(encoding="utf-8") == before
 
 
-def test_the_record_of_the_machine_tells_which_model_it_is_of(baseline: Project) -> None:
+def test_the_record_of_the_machine_names_its_model(baseline: Project) -> None:
     model = json.loads((baseline.folder / "models/model.json").read_bytes())["sha256"]
     for stage in ("train", "evaluate"):
         record = json.loads((baseline.folder / "environment" / f"{stage}.json").read_bytes())
         assert record["model_sha256"] == model
 
 
-def test_metrics_diff_shows_what_a_change_was_worth(changed: Project) -> None:
+def test_metrics_diff_shows_the_effect_of_a_change(changed: Project) -> None:
     old, new = (
         json.loads(changed.run("git", "show", f"{revision}:metrics/evaluation.json").stdout)
         for revision in ("HEAD~1", "HEAD")
@@ -168,7 +170,7 @@ def test_metrics_diff_shows_what_a_change_was_worth(changed: Project) -> None:
     }
 
 
-def test_params_diff_names_the_changed_key_only(changed: Project) -> None:
+def test_params_diff_names_only_the_changed_key(changed: Project) -> None:
     shown = changed.json("dvc", "params", "diff", "HEAD~1", "HEAD", "--json")
     assert shown == {"params.yaml": {"train.learning_rate": {"old": 0.001, "new": 0.01, "diff": 0.01 - 0.001}}}
 

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.slow
 
 @dataclass(frozen=True)
 class Server:
-    """A running sshd, the key that it lets in, and the folder that is the remote."""
+    """A running sshd, the key that it accepts, and the folder of the remote."""
 
     process: "subprocess.Popen[bytes]"
     port: int
@@ -51,7 +51,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Its own sshd: port, host key, authorized key and configuration."""
+    """Start an sshd with its own port, host key, authorized key and configuration."""
     if not SSHD.exists():
         pytest.skip(f"{SSHD}, which serves the remote, is not installed; on Debian: apt install openssh-server")
     if os.geteuid() == 0:
@@ -88,7 +88,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def first(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Who ran the pipeline: on the branch `result` the run is committed, on main nothing has run; all shared."""
+    """The author's project: the branch `result` has a run, main has none, and everything is shared."""
     folder = tmp_path_factory.mktemp("first")
     project = make_project(folder / "project", folder / "home")
     project.run("dvc", "remote", "add", "--default", "team", f"ssh://127.0.0.1:{server.port}{server.store}")
@@ -109,7 +109,7 @@ def first(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 def let_in(project: Project, server: Server) -> None:
-    """Name key and user, which differ from person to person, where git does not see them."""
+    """Set key and user, which differ per person, in .dvc/config.local."""
     own = f"['remote \"team\"']\n    keyfile = {server.key}\n    user = {USER}\n"
     (project.folder / ".dvc" / "config.local").write_text(own, encoding="utf-8")
 
@@ -128,7 +128,7 @@ def clone(project: Project, folder: Path, branch: str) -> Project:
 
 
 def cached(project: Project, name: str) -> str:
-    """Return the path of an output in a cache or a remote, by the MD5 that dvc.lock has of it."""
+    """Return the path of an output in a cache or a remote, by its MD5 in dvc.lock."""
     lock = yaml.safe_load(project.run("git", "show", "result:dvc.lock").stdout)
     md5 = next(out["md5"] for stage in lock["stages"].values() for out in stage["outs"] if out["path"] == name)
     return f"files/md5/{md5[:2]}/{md5[2:]}"
@@ -144,7 +144,7 @@ def test_a_clone_on_another_machine_pulls_and_runs_nothing(first: Project, serve
         assert (other.folder / name).read_bytes() == (first.folder / name).read_bytes()
 
 
-def test_a_run_that_no_commit_names_spares_a_colleague_the_training(
+def test_a_shared_run_that_no_commit_names_spares_a_colleague_the_training(
     first: Project, server: Server, tmp_path: Path
 ) -> None:
     other = clone(first, tmp_path, "main")
@@ -171,7 +171,7 @@ def test_a_clone_without_data_has_nothing_to_share_and_says_so(
 
 
 @pytest.mark.parametrize("victim", ["push", "server"])
-def test_a_push_cut_half_way_is_missed_by_pull_and_fixed_by_the_next_push(
+def test_an_interrupted_push_fails_the_pull_and_is_completed_by_the_next_push(
     first: Project, server: Server, tmp_path: Path, victim: str
 ) -> None:
     sender = clone(first, tmp_path / "sender", "main")
@@ -207,10 +207,10 @@ def test_a_push_cut_half_way_is_missed_by_pull_and_fixed_by_the_next_push(
     assert received == hashlib.sha256(large.read_bytes()).digest()
 
 
-def test_an_object_cut_short_in_the_remote_is_refused_and_removing_it_there_fixes_it(
+def test_a_truncated_object_in_the_remote_is_refused_and_deleting_it_there_fixes_it(
     first: Project, server: Server, tmp_path: Path
 ) -> None:
-    """As a full disk or a copy by hand leaves it; without `verify` DVC takes it, and says that all is well."""
+    """A full disk can leave one. Without `verify` DVC accepts it and reports success."""
     stored = server.store / cached(first, "models/model.keras")
     good = stored.read_bytes()
     stored.chmod(0o644)
@@ -231,7 +231,7 @@ def test_an_object_cut_short_in_the_remote_is_refused_and_removing_it_there_fixe
     assert other.repro() == []
 
 
-def test_the_doctor_names_what_was_cut_short_behind_ssh(first: Project, server: Server, tmp_path: Path) -> None:
+def test_the_doctor_names_a_truncated_object_behind_ssh(first: Project, server: Server, tmp_path: Path) -> None:
     other = clone(first, tmp_path, "result")
     let_in(other, server)
     with_tools = Project(other.folder, {**other.environment, "PYTHONPATH": str(ROOT)})
@@ -248,7 +248,7 @@ def test_the_doctor_names_what_was_cut_short_behind_ssh(first: Project, server: 
     stored.write_bytes(good)
 
 
-def test_a_shared_folder_serves_as_well(first: Project, tmp_path: Path) -> None:
+def test_a_shared_folder_works_as_a_remote(first: Project, tmp_path: Path) -> None:
     store = tmp_path / "shared folder"
     sender = first.copy(tmp_path / "sender")
     sender.run("git", "checkout", "--quiet", "result")

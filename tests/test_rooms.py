@@ -12,7 +12,7 @@ import yaml
 from tests.project import ROOT
 
 STAGES = ["download", "preprocess", "train", "evaluate"]
-# What each room may know, apart from itself.
+# The rooms that each room may import from, apart from itself.
 KNOWN = {
     "common": set(),
     "model": {"common"},
@@ -32,13 +32,13 @@ def all_modules() -> list[str]:
 
 
 def room(module: str) -> str:
-    """The room of a module, or the module's own name when it is a stage."""
+    """Return the room of a module, or the name of the module if it is a stage."""
     return module.split(".")[1]
 
 
 @cache
 def imported(module: str) -> frozenset[str]:
-    """The modules of stages/ that a module imports when it loads or runs, and for type checking too."""
+    """Return the modules of stages/ that a module imports: when it loads, when it runs, for type checking."""
     path = ROOT.joinpath(*module.split("."))
     source = (path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).read_text(encoding="utf-8")
     names: set[str] = set()
@@ -52,7 +52,7 @@ def imported(module: str) -> frozenset[str]:
 
 
 def reached(module: str) -> set[str]:
-    """All modules of stages/ that a module imports, however deep."""
+    """Return all modules of stages/ that a module imports, directly or indirectly."""
     found: set[str] = set()
     waiting = [module]
     while waiting:
@@ -69,7 +69,7 @@ def test_a_stage_lists_its_module_and_exactly_the_rooms_that_it_reaches(stage: s
 
 
 @pytest.mark.parametrize("module", [name for name in all_modules() if room(name) in KNOWN])
-def test_a_module_imports_only_from_rooms_that_its_own_may_know(module: str) -> None:
+def test_a_module_imports_only_from_the_rooms_allowed_for_its_room(module: str) -> None:
     assert {room(name) for name in imported(module)} <= KNOWN[room(module)] | {room(module)}
 
 
@@ -81,7 +81,7 @@ def test_every_file_of_stages_is_in_a_room_or_is_a_stage() -> None:
     assert {room(module) for module in all_modules()} == {*KNOWN, *STAGES}
 
 
-def test_the_package_itself_holds_no_code_as_no_stage_lists_it() -> None:
+def test_the_package_stages_has_no_code_because_no_stage_lists_it() -> None:
     body = ast.parse((ROOT / "stages/__init__.py").read_text(encoding="utf-8")).body
     assert [type(node) for node in body] == [ast.Expr]
 

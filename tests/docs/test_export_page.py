@@ -1,4 +1,4 @@
-"""docs/export.md: its table and its code, in a second repository that has nothing but the model."""
+"""docs/export.md: its table and its code, in a second repository with only the model."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""tools/compare: made-up runs, and real ones with git and DVC."""
+"""tools/compare, on invented runs, and on real ones with git and DVC."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def made_up(name: str, labels: Sequence[int], predicted: Sequence[int]) -> Run:
     return Run(name, metrics, 2, "a" * 64, CLASSES, np.array(labels), probabilities)
 
 
-def test_the_flips_are_gained_lost_or_wrong_in_both() -> None:
+def test_a_flip_is_gained_lost_or_wrong_in_both() -> None:
     found = comparison.compare(
         made_up("old", [0, 0, 1, 2, 2], [0, 1, 1, 0, 1]), made_up("new", [0, 0, 1, 2, 2], [0, 0, 2, 1, 1])
     )
@@ -73,7 +73,7 @@ def test_the_verdict_is_mcnemar_s_at_5_percent(gained: int, lost: int, verdict: 
     assert sentence in found.sentence
 
 
-def test_no_flips_at_all_is_no_difference() -> None:
+def test_without_flips_there_is_no_difference() -> None:
     run = made_up("old", [0, 1, 2], [0, 1, 1])
     found = comparison.compare(run, run)
     assert found.flips == []
@@ -82,7 +82,7 @@ def test_no_flips_at_all_is_no_difference() -> None:
     assert "Images lost: 0" in list(comparison.report(found, markdown=False))
 
 
-def test_one_image_decides_nothing() -> None:
+def test_one_image_is_not_significant() -> None:
     found = comparison.compare(made_up("old", [0], [0]), made_up("new", [0], [1]))
     assert found.verdict == "not significant"
     assert "on 1 image (0 gained, 1 lost" in found.sentence
@@ -107,7 +107,7 @@ def test_runs_on_different_test_images_are_not_compared(change: dict[str, Any], 
         comparison.compare(old, replace(old, name="new", **change))
 
 
-def test_a_metric_of_one_run_only_is_shown_without_a_difference() -> None:
+def test_a_metric_of_only_one_run_has_no_difference() -> None:
     old = made_up("old", [0, 1, 2], [0, 1, 1])
     new = replace(old, name="new", metrics={**old.metrics, "evaluate.novel": 0.5})
     found = comparison.compare(old, new)
@@ -118,14 +118,14 @@ def test_a_metric_of_one_run_only_is_shown_without_a_difference() -> None:
     )
 
 
-def test_a_top_k_of_another_k_has_no_interval() -> None:
+def test_a_top_k_accuracy_with_different_k_has_no_interval() -> None:
     old = made_up("old", [0, 1, 2], [0, 1, 1])
     metrics = {name.replace("top_2", "top_1"): value for name, value in old.metrics.items()}
     found = comparison.compare(old, replace(old, name="new", top_k=1, metrics=metrics)).metrics
     assert found["evaluate.top_2_accuracy"].low is found["evaluate.top_1_accuracy"].low is None
 
 
-def test_long_lists_of_images_are_cut_in_tables_and_whole_in_the_comparison() -> None:
+def test_long_lists_of_images_are_truncated_in_tables_only() -> None:
     found = comparison.compare(made_up("old", [0] * 30, [0] * 30), made_up("new", [0] * 30, [1] * 30))
     assert len(found.flips) == 30
     *_, title, table, gained = comparison.report(found, markdown=False)
@@ -136,7 +136,7 @@ def test_long_lists_of_images_are_cut_in_tables_and_whole_in_the_comparison() ->
     assert len(table.splitlines()) == 1 + comparison.SHOWN
 
 
-def test_markdown_s_tables_are_rectangular_whatever_the_classes_are_called() -> None:
+def test_markdown_tables_are_rectangular_for_any_class_names() -> None:
     found = comparison.compare(made_up("old", [0, 1, 2], [0, 1, 1]), made_up("new", [0, 1, 2], [0, 1, 2]))
     tables = [part.splitlines() for part in comparison.report(found, markdown=True) if part.startswith("|")]
     assert len(tables) == 3  # metrics, classes, images gained
@@ -147,7 +147,7 @@ def test_markdown_s_tables_are_rectangular_whatever_the_classes_are_called() -> 
 
 @pytest.fixture(scope="module")
 def runs(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The commit `first`, the experiment `longer` with a workspace that holds it, and its branch `second`."""
+    """A commit `first`, an experiment `longer`, applied to the workspace, and its branch `second`."""
     project = first_run.copy(tmp_path_factory.mktemp("runs") / "project")
     project.run("git", "tag", "first")
     shutil.copyfile(project.folder / "data/predictions.csv", project.folder.parent / "first.csv")
@@ -168,7 +168,7 @@ def call(project: Project, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_commits_are_compared_by_what_each_of_them_predicted(runs: Project) -> None:
+def test_two_commits_are_compared_by_their_predictions(runs: Project) -> None:
     done = call(runs, "first", "second", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -187,7 +187,7 @@ def test_two_commits_are_compared_by_what_each_of_them_predicted(runs: Project) 
     assert found["metrics"]["evaluate.loss"]["high"] > found["metrics"]["evaluate.loss"]["difference"]
 
 
-def test_an_experiment_goes_by_its_name(runs: Project) -> None:
+def test_an_experiment_is_named_by_its_name(runs: Project) -> None:
     done = call(runs, "longer", "workspace", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -211,7 +211,7 @@ def test_the_last_commit_and_the_workspace_are_the_defaults(runs: Project) -> No
         ("evaluate: {acuracy: {floor: 0}}", 2),
     ],
 )
-def test_the_gate_s_answer_is_the_exit_code(runs: Project, tmp_path: Path, limits: str, code: int) -> None:
+def test_the_result_of_the_gate_is_the_exit_code(runs: Project, tmp_path: Path, limits: str, code: int) -> None:
     path = tmp_path / "gate.yaml"
     path.write_text(limits, encoding="utf-8")
     done = call(runs, "--gate", str(path))
@@ -227,14 +227,14 @@ def test_the_gate_s_answer_is_the_exit_code(runs: Project, tmp_path: Path, limit
         ("first~1", "compare: first~1: metrics/evaluation.csv not found in the commit"),
     ],
 )
-def test_a_revision_without_a_run_is_one_line_and_2(runs: Project, revision: str, message: str) -> None:
+def test_a_revision_without_a_run_is_one_line_and_exit_code_2(runs: Project, revision: str, message: str) -> None:
     done = call(runs, revision, "workspace")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(message)
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_predictions_that_are_not_in_the_cache_are_one_line_and_2(runs: Project, tmp_path: Path) -> None:
+def test_predictions_missing_from_the_cache_are_one_line_and_exit_code_2(runs: Project, tmp_path: Path) -> None:
     project = runs.copy(tmp_path / "project")
     shutil.rmtree(project.folder / ".dvc" / "cache")
     done = call(project, "first")
@@ -246,7 +246,7 @@ def test_predictions_that_are_not_in_the_cache_are_one_line_and_2(runs: Project,
 
 @pytest.fixture
 def workspace(runs: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The files of the workspace alone, to be damaged."""
+    """A copy of the workspace's files, to damage."""
     for name in FILES:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(runs.folder / name, tmp_path / name)
@@ -260,7 +260,7 @@ def test_the_probabilities_are_read_to_the_last_bit(workspace: Path) -> None:
     assert {f"evaluate.{name}": value for name, value in figures.items()}.items() <= run.metrics.items()
 
 
-def test_a_class_may_be_called_na_or_007(workspace: Path) -> None:
+def test_a_class_name_may_look_like_a_missing_value_or_a_number(workspace: Path) -> None:
     path = workspace / "data/predictions.csv"
     table = pd.read_csv(path, dtype=str).replace({"0": "NA", "7": "007"})
     table = table.rename(columns={"probability_0": "probability_NA", "probability_7": "probability_007"})
@@ -305,7 +305,7 @@ def test_metrics_of_another_run_than_the_predictions_are_refused(runs: Project, 
         read_run("workspace")
 
 
-def test_predictions_that_were_cut_off_are_refused(workspace: Path) -> None:
+def test_truncated_predictions_are_refused(workspace: Path) -> None:
     path = workspace / "data/predictions.csv"
     lines = path.read_text("utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[:-100]), encoding="utf-8")
@@ -317,7 +317,7 @@ def test_predictions_that_were_cut_off_are_refused(workspace: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "nan", "x", "-1"])
-def test_a_probability_that_is_none_is_refused(workspace: Path, value: str) -> None:
+def test_an_invalid_probability_is_refused(workspace: Path, value: str) -> None:
     path = workspace / "data/predictions.csv"
     path.write_text(re.sub(r",[0-9][^,]*\n", f",{value}\n", path.read_text("utf-8")), encoding="utf-8")
     with pytest.raises(StageError, match=r"data/predictions\.csv: cannot be read"):

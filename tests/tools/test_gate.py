@@ -65,7 +65,7 @@ def test_limits_pass_fail_or_are_undecided(tmp_path: Path, content: str, expecte
     assert exit_code(check(load_limits(write(tmp_path, content), PAIRS), PAIRS)) == expected
 
 
-def test_a_drop_follows_the_metric_s_direction(tmp_path: Path) -> None:
+def test_the_sign_of_a_drop_depends_on_the_metric(tmp_path: Path) -> None:
     path = write(
         tmp_path, "evaluate: {f1_macro: {drop: 0, significant: true}, loss: {drop: 0, significant: true}}"
     )

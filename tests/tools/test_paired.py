@@ -31,7 +31,7 @@ def softmax(generator: np.random.Generator, images: int, classes: int) -> NDArra
         (2, 8, 2 * (1 + 10 + 45) / 2**10),
     ],
 )
-def test_mcnemar_is_the_two_tails_of_a_fair_coin(gained: int, lost: int, expected: float) -> None:
+def test_mcnemar_is_a_two_sided_test_of_a_fair_coin(gained: int, lost: int, expected: float) -> None:
     assert mcnemar(gained, lost) == pytest.approx(expected, rel=1e-12)
 
 
@@ -47,7 +47,7 @@ def test_the_resampled_metrics_are_those_of_scoring(top_k: int) -> None:
     assert found == pytest.approx({name: expected[name] for name in split.names}, rel=1e-12)
 
 
-def test_metrics_that_divide_by_nothing_are_zero_as_in_scoring() -> None:
+def test_metrics_that_divide_by_zero_are_zero_as_in_scoring() -> None:
     labels = np.zeros(3, dtype=np.int64)
     split = PredictedSplit(labels, one_hot(labels, 2), 1)
     found = dict(zip(split.names, split.metrics(np.ones(3, dtype=np.int64)), strict=True))
@@ -65,13 +65,13 @@ def test_the_interval_of_the_accuracy_is_that_of_the_normal_distribution_on_many
     assert (low, high) == pytest.approx((0.1 - half, 0.1 + half), abs=0.001)
 
 
-def test_a_model_against_itself_differs_by_exactly_nothing() -> None:
+def test_a_model_differs_from_itself_by_exactly_zero() -> None:
     generator = np.random.default_rng(0)
     split = PredictedSplit(generator.integers(3, size=50), softmax(generator, 50, 3), 2)
     assert set(intervals(split, split).values()) == {(0.0, 0.0)}
 
 
-def test_the_intervals_are_the_same_every_time_and_turn_round_with_the_models() -> None:
+def test_the_intervals_are_reproducible_and_change_sign_with_the_order_of_the_models() -> None:
     generator = np.random.default_rng(0)
     labels = generator.integers(3, size=50)
     a, b = (PredictedSplit(labels, softmax(generator, 50, 3), 2) for _ in range(2))

@@ -1,4 +1,4 @@
-"""tools/plots.py and DVC's own pages of charts, opened in a real Chromium that must need no network."""
+"""tools/plots.py: DVC's pages of charts, opened in Chromium without network."""
 
 import os
 import subprocess
@@ -20,7 +20,7 @@ WIDTHS = (
 
 @pytest.fixture(scope="module", params=["show", "diff"])
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A page of DVC's on the committed results."""
+    """DVC's page of the committed results."""
     folder = tmp_path_factory.mktemp(request.param)
     command = [str(Path(sys.executable).parent / "dvc"), "plots", request.param, "--out", str(folder)]
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1"}
@@ -28,7 +28,7 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return folder / "index.html"
 
 
-def test_every_chart_is_drawn_without_a_request_to_a_host(page: Path, browser: Browser) -> None:
+def test_every_chart_is_drawn_without_network(page: Path, browser: Browser) -> None:
     plots.write_scripts(page.with_name(plots.SCRIPTS.name))
     tab = browser.new_page()
     asked: list[str] = []
@@ -48,7 +48,7 @@ def test_every_chart_is_drawn_without_a_request_to_a_host(page: Path, browser: B
     assert min(widths) > 200
 
 
-def test_a_page_whose_scripts_are_not_there_yet_names_the_command(page: Path, browser: Browser) -> None:
+def test_a_page_without_its_scripts_names_the_command_that_writes_them(page: Path, browser: Browser) -> None:
     page.with_name("vega.js").unlink(missing_ok=True)
     tab = browser.new_page()
     tab.goto(page.as_uri())
@@ -62,7 +62,7 @@ def test_without_a_run_the_error_names_the_command_that_makes_one(tmp_path: Path
         plots.main([str(tmp_path)])
 
 
-def test_the_template_takes_its_scripts_from_beside_the_page_that_dvc_writes() -> None:
+def test_the_template_loads_its_scripts_from_the_folder_of_the_page() -> None:
     template = (ROOT / ".dvc" / "plots" / "page.html").read_text(encoding="utf-8")
     assert f'<script src="{plots.SCRIPTS.name}"></script>' in template
     assert "{scripts}" not in template  # DVC would put there those that load from a host, in a comment too

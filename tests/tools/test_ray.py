@@ -22,7 +22,7 @@ from tests.project import ROOT, Project, make_project
 from tools import sweep
 
 
-def test_choices_are_combined_as_dvc_does_and_named_by_what_they_are() -> None:
+def test_choices_are_combined_as_in_dvc_and_named_by_their_content() -> None:
     trials = sweep.expand(["train.batch_size=32,64", "train.seed=range(0,2)", "model.dense=[16,8]"])
     assert sorted(trials.values()) == [
         [f"train.batch_size={size}", f"train.seed={seed}", "model.dense=[16,8]"]
@@ -33,7 +33,7 @@ def test_choices_are_combined_as_dvc_does_and_named_by_what_they_are() -> None:
     assert trials.keys() == other_order.keys()
 
 
-def test_choices_that_cannot_be_read_are_one_line() -> None:
+def test_invalid_choices_are_one_line() -> None:
     with pytest.raises(
         StageError, match=r"^-S train\.seed\[=: invalid; the syntax is -S train\.batch_size=32,64$"
     ):
@@ -41,14 +41,14 @@ def test_choices_that_cannot_be_read_are_one_line() -> None:
 
 
 def run_sweep(project: Project, *choices: str) -> subprocess.CompletedProcess[str]:
-    """Run the tool in the project, as a person would."""
+    """Run the tool in the project."""
     with_tools = Project(project.folder, {**project.environment, "PYTHONPATH": str(ROOT)})
     settings = [part for choice in choices for part in ("-S", choice)]
     return with_tools.run(sys.executable, "-m", "tools.sweep", *settings, check=False)
 
 
 @pytest.mark.slow
-def test_what_the_machines_cannot_get_is_refused(tmp_path: Path) -> None:
+def test_commits_and_data_that_other_machines_cannot_get_are_refused(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project", tmp_path / "home")
     refused = run_sweep(project, "train.seed=1,2")
     assert refused.returncode == 1
@@ -60,7 +60,7 @@ def test_what_the_machines_cannot_get_is_refused(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[dict[str, str]]:
-    """Two nodes of one core, each with its own home and cache; what reaches them is in the environment."""
+    """Two nodes of one core, each with its own home and cache; yields the environment to reach them."""
     if importlib.util.find_spec("ray") is None:
         pytest.skip("Ray, the extra `sweep`, is not installed: pip install 'ray==2.60.*'")
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -110,7 +110,7 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def own_places(home: Path) -> dict[str, str]:
-    """The environment that keeps the files of one machine in `home`."""
+    """Return an environment that keeps the files of one machine in `home`."""
     home.mkdir()
     return {"HOME": str(home), "DATASET_CACHE": str(home / "cache"), "DVC_SITE_CACHE_DIR": str(home / "site")}
 

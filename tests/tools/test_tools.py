@@ -1,4 +1,4 @@
-"""tools/: what people run by hand."""
+"""The small tools: check, demo, figures."""
 
 import json
 import shutil
@@ -34,7 +34,7 @@ def test_every_section_is_checked(tmp_path: Path) -> None:
             check.main([str(path)])
 
 
-def test_the_check_is_one_line_and_a_failure_on_the_command_line(tmp_path: Path) -> None:
+def test_a_failed_check_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text((ROOT / "params.yaml").read_text("utf-8").replace("epochs: 20", "epochs: 0"), encoding="utf-8")
     done = subprocess.run(
@@ -48,7 +48,7 @@ def test_the_check_is_one_line_and_a_failure_on_the_command_line(tmp_path: Path)
 @pytest.mark.parametrize(
     "content", ["", "schema: '2.0'\nstages:\n  download:\n   cmd: [", "schema: '2.0'\n", "[]"]
 )
-def test_a_lock_that_was_cut_short_is_named_with_the_remedy(
+def test_a_truncated_lock_is_named_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -80,7 +80,7 @@ def test_a_folder_of_pictures_that_dvc_cannot_read_is_named(
 
 
 @pytest.mark.parametrize("tool", [figures, plots, report])
-def test_help_is_help_and_makes_nothing(
+def test_help_is_printed_and_nothing_is_written(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -107,7 +107,7 @@ def test_the_hashes_of_the_demo_are_those_of_every_output_in_dvc_yaml() -> None:
     assert set(recorded["params"]) == set(flat(read(ROOT / "params.yaml")))
 
 
-def test_a_demo_with_other_bytes_says_so_and_fails_when_it_must_be_exact(
+def test_a_demo_with_other_bytes_says_so_and_fails_with_exact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(demo, "HASHES", tmp_path / "demo.json")
@@ -134,14 +134,14 @@ def test_a_file_that_was_removed_is_removed_from_the_demo(tmp_path: Path) -> Non
     assert not (tmp_path / "stages" / "old.py").exists()
 
 
-def test_choices_are_written_over_those_of_the_file(tmp_path: Path) -> None:
+def test_choices_replace_the_values_in_the_file(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("train: {learning_rate: 1e-3, epochs: 2}\n", encoding="utf-8")
     demo.choose(path, {"train.epochs": 3})
     assert read(path) == {"train": {"learning_rate": 0.001, "epochs": 3}}
 
 
-def test_a_choice_that_is_no_key_of_the_file_is_a_defect(tmp_path: Path) -> None:
+def test_a_choice_that_is_not_a_key_of_the_file_is_a_bug(tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     path.write_text("train: {epochs: 2}\n", encoding="utf-8")
     with pytest.raises(KeyError, match=r"train\.epoch is not a key"):

@@ -1,4 +1,4 @@
-"""verify, with real DVC and git: what was tampered with is caught and named, and what was not is reproduced."""
+"""tools/verify, with real DVC and git: it reproduces untouched runs, and names what was tampered with."""
 
 import csv
 import io
@@ -34,14 +34,14 @@ from tools.verify.lock import NAME, Lock, changed_inputs, read_lock
 from tools.verify.stale import stale
 
 MODEL, TRAIN, EVALUATION = "models/model.keras", "metrics/train.csv", "metrics/evaluation.csv"
-PATIENCE = 60  # seconds for what was stopped to be gone
+PATIENCE = 60  # seconds to wait until stopped processes are gone
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def project(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """The project after its first `dvc repro`, committed; its cache is one that all clones of a person share."""
+    """A project with a committed run, whose cache is shared by all clones of its user."""
     folder = first_run.copy(tmp_path_factory.mktemp("project") / "project").folder
     environment = environment_at(tmp_path_factory.mktemp("home"))
     project = Project(folder, {**environment, "PYTHONPATH": str(ROOT)})
@@ -53,21 +53,21 @@ def project(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Pro
 
 @pytest.fixture(scope="module")
 def rebuilt(project: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """The folder that verify kept of the project's rebuild, and what it printed."""
+    """The folder of the project's rebuild, kept by verify, and the JSON that it printed."""
     folder = tmp_path_factory.mktemp("kept")
     return folder, json.loads(run_verify(project, 0, "--json", "--folder", str(folder)).stdout)
 
 
 @pytest.fixture
 def environment(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the project's commands get, for calls in this process."""
+    """Set the environment of the project's commands in this process."""
     for name, value in project.environment.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
 def claim(project: Project, rebuilt: tuple[Path, dict[str, Any]], tmp_path: Path, environment: None) -> Claim:
-    """What the project claims, with its own files to tamper with."""
+    """The claim of the project, with a copy of its files to tamper with."""
     kept = shutil.copytree(rebuilt[0] / "committed", tmp_path / "committed")
     claimed = claim_of_lock(read_lock(kept / NAME), project.folder, kept)
     return replace(claimed, checkout=project.folder)
@@ -78,13 +78,13 @@ Judged = Callable[[Claim], dict[str, Row]]
 
 @pytest.fixture
 def exact(rebuilt: tuple[Path, dict[str, Any]]) -> Judged:
-    """The rebuild held to a claim, byte for byte: its rows by path."""
+    """Compare the rebuild with a claim byte for byte; return the rows by path."""
     return _judged(rebuilt[0] / "rebuild", None)
 
 
 @pytest.fixture
 def tolerant(rebuilt: tuple[Path, dict[str, Any]]) -> Judged:
-    """The same with the tolerances of the project."""
+    """Compare the rebuild with a claim within tolerances.yaml; return the rows by path."""
     return _judged(rebuilt[0] / "rebuild", load_rules())
 
 
@@ -94,7 +94,7 @@ def _judged(folder: Path, rules: Any) -> Judged:
 
 
 def run_verify(project: Project, code: int, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run verify on the command line; another exit code than `code` is the test's failure."""
+    """Run verify on the command line; fail unless its exit code is `code`."""
     done = project.run(sys.executable, "-m", "tools.verify", *arguments, check=False)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
@@ -102,7 +102,7 @@ def run_verify(project: Project, code: int, *arguments: str) -> subprocess.Compl
 
 
 def copy(project: Project, folder: Path) -> Project:
-    """A clone without data, cache and outputs other than those in git: seconds less than a copy with them."""
+    """Return a clone without data and cache, which is made seconds faster than a copy with them."""
     project.run("git", "clone", "--quiet", str(project.folder), str(folder))
     return Project(folder, project.environment)
 
@@ -129,17 +129,17 @@ def edit_json(path: Path, **values: Any) -> None:
 
 
 def claiming(claim: Claim, path: str, md5: str | None) -> Claim:
-    """The claim with another hash of one output."""
+    """Return the claim with another hash of one output."""
     return replace(claim, outputs={**claim.outputs, path: replace(claim.outputs[path], md5=md5)})
 
 
 def recorded(claim: Claim, path: str) -> Claim:
-    """The claim whose lock has the hash of the file as it is in git now: as a run would have made it."""
+    """Return the claim with the current hash of the file in git, as if a run had made it."""
     return claiming(claim, path, digest(claim.committed / path))
 
 
 def of_another_machine(claim: Claim) -> Claim:
-    """The claim as of a run whose arithmetic was another: whatever it did not do alike has other bytes."""
+    """Return the claim of a run with other arithmetic: all outputs that depend on it have other bytes."""
     edit_figures(claim.committed / TRAIN, model_sha256="1" * 64)
     claim = recorded(claim, TRAIN)
     for path in (MODEL, "metrics/history.csv", "metrics/reliability.csv", "data/predictions.csv"):
@@ -163,7 +163,7 @@ def test_an_untouched_revision_is_reproduced_byte_for_byte(rebuilt: tuple[Path, 
     assert report["reasons"] == report["notes"] == []
 
 
-def test_every_stage_ran_though_all_of_it_was_in_a_shared_cache(
+def test_every_stage_runs_although_a_shared_cache_has_its_outputs(
     project: Project, rebuilt: tuple[Path, dict[str, Any]]
 ) -> None:
     folder = rebuilt[0] / "rebuild"
@@ -173,7 +173,7 @@ def test_every_stage_ran_though_all_of_it_was_in_a_shared_cache(
     assert project.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_a_seed_that_was_changed_in_the_lock_is_caught_and_named(project: Project, tmp_path: Path) -> None:
+def test_a_changed_seed_in_the_lock_is_caught_and_named(project: Project, tmp_path: Path) -> None:
     tampered = copy(project, tmp_path / "project")
     edit(tampered.folder / NAME, "        train:\n          seed: 0\n", "        train:\n          seed: 7\n")
     tampered.commit("Another seed")
@@ -184,9 +184,7 @@ def test_a_seed_that_was_changed_in_the_lock_is_caught_and_named(project: Projec
     assert "metrics/history.csv: loss in row 1 " in shown
 
 
-def test_code_and_params_that_were_changed_after_the_run_are_caught_and_named(
-    project: Project, tmp_path: Path
-) -> None:
+def test_code_and_params_changed_after_the_run_are_caught_and_named(project: Project, tmp_path: Path) -> None:
     tampered = copy(project, tmp_path / "project")
     edit(tampered.folder / "stages/datasets/digits.py", "reshape(-1, 8, 8, 1)", "reshape(-1, 8, 8, 1) | 1")
     tampered.choose("dataset.name", "cifar10")  # the rebuild has the lock's, or it would need a network
@@ -199,7 +197,7 @@ def test_code_and_params_that_were_changed_after_the_run_are_caught_and_named(
     ]
 
 
-def test_a_pass_says_when_the_lock_is_not_of_the_commits_own_params(project: Project, tmp_path: Path) -> None:
+def test_a_pass_mentions_that_the_lock_has_other_params_than_the_commit(project: Project, tmp_path: Path) -> None:
     other = copy(project, tmp_path / "project")
     other.choose("dataset.name", "cifar10")
     other.commit("Params that no run had")
@@ -208,9 +206,7 @@ def test_a_pass_says_when_the_lock_is_not_of_the_commits_own_params(project: Pro
     assert report["sentence"].endswith(" But dvc.lock does not belong to this commit's params or code: see above.")
 
 
-def test_pictures_that_git_has_not_are_brought_from_the_working_directory(
-    project: Project, tmp_path: Path
-) -> None:
+def test_pictures_outside_git_are_taken_from_the_working_directory(project: Project, tmp_path: Path) -> None:
     person = copy(project, tmp_path / "project")
     for index in range(6):
         path = person.folder / "pictures" / ("cat", "dog")[index % 2] / f"{index}.png"
@@ -236,7 +232,7 @@ def test_pictures_at_an_absolute_path_are_taken_from_there(project: Project, tmp
     run_verify(person, 0, "--stage", "download")
 
 
-def test_two_rebuilds_of_a_stage_that_draws_at_random_are_told_apart(project: Project, tmp_path: Path) -> None:
+def test_two_rebuilds_of_a_nondeterministic_stage_differ(project: Project, tmp_path: Path) -> None:
     random = copy(project, tmp_path / "project")
     edit(
         random.folder / "stages/datasets/digits.py",
@@ -257,7 +253,7 @@ def test_two_rebuilds_of_a_stage_that_draws_at_random_are_told_apart(project: Pr
     )
 
 
-def test_a_rebuild_that_fails_shows_its_own_message_and_decides_nothing(project: Project, tmp_path: Path) -> None:
+def test_a_failed_rebuild_shows_its_message_and_decides_nothing(project: Project, tmp_path: Path) -> None:
     broken = copy(project, tmp_path / "project")
     edit(
         broken.folder / "stages/datasets/digits.py",
@@ -275,7 +271,7 @@ def test_a_rebuild_that_fails_shows_its_own_message_and_decides_nothing(project:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_what_is_stopped_ends_at_once_and_leaves_nothing(
+def test_a_stopped_verify_ends_at_once_and_leaves_nothing_behind(
     project: Project, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     with subprocess.Popen(
@@ -309,7 +305,7 @@ def _working_in(folder: Path) -> list[str]:
     return found
 
 
-def test_the_demo_is_held_to_its_hashes(project: Project, tmp_path: Path) -> None:
+def test_the_demo_is_compared_with_its_committed_hashes(project: Project, tmp_path: Path) -> None:
     demo = copy(project, tmp_path / "project")
     (demo.folder / "tools").mkdir()
     recorded = json.loads((ROOT / "tools/demo.json").read_bytes())
@@ -335,7 +331,7 @@ def test_the_demo_is_held_to_its_hashes(project: Project, tmp_path: Path) -> Non
     ],
 )
 @pytest.mark.usefixtures("environment")
-def test_what_cannot_be_decided_is_said_in_one_line(
+def test_an_undecidable_case_is_an_error_of_one_line(
     project: Project, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
 ) -> None:
     monkeypatch.chdir(project.folder)
@@ -344,7 +340,7 @@ def test_what_cannot_be_decided_is_said_in_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_a_defect_of_verify_is_not_taken_for_a_result_that_differs(
+def test_a_bug_in_verify_is_not_reported_as_a_difference(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(arguments: Any) -> None:
@@ -355,13 +351,13 @@ def test_a_defect_of_verify_is_not_taken_for_a_result_that_differs(
     assert capsys.readouterr().err.endswith("OverflowError: a defect\n")
 
 
-def test_outside_a_checkout_git_s_own_reason_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outside_a_checkout_git_s_message_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(StageError, match=r"git rev-parse failed \(fatal: not a git repository"):
         verify_command.main([])
 
 
-def test_a_disk_that_is_too_small_is_told_before_the_work(
+def test_a_disk_that_is_too_small_is_reported_before_the_work(
     project: Project, small_disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project.folder)
@@ -372,7 +368,7 @@ def test_a_disk_that_is_too_small_is_told_before_the_work(
 # --- Byte for byte: the rebuild held to claims that were tampered with
 
 
-def test_the_claim_as_it_is_holds(claim: Claim, exact: Judged, tolerant: Judged) -> None:
+def test_the_untouched_claim_passes(claim: Claim, exact: Judged, tolerant: Judged) -> None:
     assert differing(exact(claim)) == differing(tolerant(claim)) == []
 
 
@@ -449,7 +445,7 @@ def test_a_changed_text_is_named_by_its_line(claim: Claim, project: Project, exa
 
 
 @pytest.mark.parametrize("content", ["name,value\naccuracy,nan\n", "name,val", "", None])
-def test_a_metric_in_git_that_is_none_decides_nothing(claim: Claim, exact: Judged, content: str | None) -> None:
+def test_an_invalid_metric_in_git_decides_nothing(claim: Claim, exact: Judged, content: str | None) -> None:
     (claim.committed / EVALUATION).unlink()
     if content is not None:
         (claim.committed / EVALUATION).write_text(content, encoding="utf-8")
@@ -458,9 +454,7 @@ def test_a_metric_in_git_that_is_none_decides_nothing(claim: Claim, exact: Judge
     assert rows[EVALUATION].result == "could not be compared"
 
 
-def test_an_output_of_which_the_lock_has_no_hash_is_never_taken_for_reproduced(
-    claim: Claim, exact: Judged
-) -> None:
+def test_an_output_without_a_hash_in_the_lock_never_counts_as_reproduced(claim: Claim, exact: Judged) -> None:
     absent = replace(claim, outputs={path: out for path, out in claim.outputs.items() if path != MODEL})
     for tampered in (claiming(claim, MODEL, None), absent):
         rows = exact(tampered)
@@ -468,7 +462,7 @@ def test_an_output_of_which_the_lock_has_no_hash_is_never_taken_for_reproduced(
         assert rows[MODEL].result == "could not be compared"
 
 
-def test_an_output_that_the_rebuild_did_not_make_differs(claim: Claim, exact: Judged) -> None:
+def test_an_output_missing_from_the_rebuild_differs(claim: Claim, exact: Judged) -> None:
     other = replace(claim.outputs[MODEL], path="models/second.keras")
     rows = exact(replace(claim, outputs={**claim.outputs, other.path: other}))
     assert {path: rows[path].result for path in differing(rows)} == {other.path: "differs"}
@@ -477,7 +471,7 @@ def test_an_output_that_the_rebuild_did_not_make_differs(claim: Claim, exact: Ju
 # --- With tolerances
 
 
-def test_a_figure_within_its_tolerance_passes_and_one_beyond_fails(claim: Claim, tolerant: Judged) -> None:
+def test_a_figure_within_its_tolerance_passes_and_one_outside_fails(claim: Claim, tolerant: Judged) -> None:
     true = figures(claim.committed / TRAIN)["val_loss"]
     for share, result in ((1.05, "within tolerance"), (1.5, "differs")):
         edit_figures(claim.committed / TRAIN, val_loss=true * share)
@@ -504,7 +498,7 @@ def test_a_figure_without_a_tolerance_must_be_equal(
     assert tolerant(recorded(claim, TRAIN))[TRAIN].result == result
 
 
-def test_a_figure_is_not_excused_where_what_it_follows_from_is_identical(claim: Claim, tolerant: Judged) -> None:
+def test_a_figure_must_be_identical_if_what_it_follows_from_is(claim: Claim, tolerant: Judged) -> None:
     true = figures(claim.committed / EVALUATION)["brier"]
     edit_figures(claim.committed / EVALUATION, brier=true * 1.02)
     row = tolerant(recorded(claim, EVALUATION))[EVALUATION]
@@ -513,7 +507,7 @@ def test_a_figure_is_not_excused_where_what_it_follows_from_is_identical(claim: 
     assert row.detail.endswith(" is identical, so nothing else may differ")
 
 
-def test_a_model_may_differ_only_where_figures_of_its_stage_hold(claim: Claim, tolerant: Judged) -> None:
+def test_a_model_may_differ_only_if_figures_of_its_stage_were_compared(claim: Claim, tolerant: Judged) -> None:
     other = of_another_machine(claim)
     assert tolerant(other)[MODEL].result == "differs as expected"
     for path in (TRAIN, "metrics/train.json"):
@@ -544,7 +538,7 @@ def test_a_figure_within_its_tolerance_must_follow_from_the_confusion_in_git(
     assert row.detail.endswith(" by the counts of metrics/confusion.csv there")
 
 
-def test_another_model_is_not_excused_where_its_own_hash_in_the_metrics_is_that_of_the_rebuild(
+def test_another_model_is_rejected_if_the_metrics_name_the_model_of_the_rebuild(
     claim: Claim, tolerant: Judged
 ) -> None:
     other = replace(claiming(claim, MODEL, "0" * 32), tracked=frozenset())
@@ -557,10 +551,8 @@ def test_another_model_is_not_excused_where_its_own_hash_in_the_metrics_is_that_
         assert "; but metrics/train.csv names this very model, so nothing else may differ" in rows[path].detail
 
 
-def test_a_false_accuracy_that_a_changed_environment_would_excuse_is_caught(
-    project: Project, tmp_path: Path
-) -> None:
-    """In the files of a commit: the figure, its hash and two invented ones in the lock, another TensorFlow."""
+def test_a_false_accuracy_is_caught_despite_a_changed_environment(project: Project, tmp_path: Path) -> None:
+    """The commit has a false figure, its hash and two invented ones in the lock, and another TensorFlow."""
     tampered = copy(project, tmp_path / "project")
     lock = yaml.safe_load((tampered.folder / NAME).read_bytes())
     found = figures(tampered.folder / EVALUATION)
@@ -585,7 +577,7 @@ def test_a_false_accuracy_that_a_changed_environment_would_excuse_is_caught(
     ]
 
 
-def test_figures_of_which_no_file_is_here_decide_nothing(claim: Claim, tolerant: Judged, tmp_path: Path) -> None:
+def test_missing_recorded_figures_decide_nothing(claim: Claim, tolerant: Judged, tmp_path: Path) -> None:
     hashes_only = replace(claim, committed=tmp_path / "none", tracked=frozenset(), checkout=None)
     row = tolerant(claiming(hashes_only, TRAIN, "0" * 32))[TRAIN]
     assert row.result == "could not be compared"
@@ -607,14 +599,14 @@ def test_every_measured_figure_has_a_tolerance(name: str) -> None:
 @pytest.mark.parametrize(
     "content", ["a.json: all", "a.json: {loss: {absolute: -1}}", "a.json: {loss: {}}", "a.json: {loss: 0.1}"]
 )
-def test_tolerances_that_cannot_be_are_named_by_file_and_key(tmp_path: Path, content: str) -> None:
+def test_invalid_tolerances_are_named_by_file_and_key(tmp_path: Path, content: str) -> None:
     path = tmp_path / "tolerances.yaml"
     path.write_text(content, encoding="utf-8")
     with pytest.raises(StageError, match=r"tolerances\.yaml: a\.json.*; write any, or \{absolute: 0\.02\}$"):
         load_rules(path)
 
 
-def test_a_difference_decides_before_what_could_not_be_compared_and_nothing_is_no_pass() -> None:
+def test_a_difference_outweighs_a_missing_comparison_and_no_comparison_is_no_pass() -> None:
     assert worst(["identical", "could not be compared", "differs", "within tolerance"]) == "differs"
     assert worst(["identical", "could not be compared", "differs as expected"]) == "could not be compared"
     assert worst([]) == "could not be compared"
@@ -654,7 +646,7 @@ def _environments(**values: Any) -> machine.Environments:
         ({}, {"system": "Darwin arm64"}, ["system"]),
     ],
 )
-def test_the_environment_tells_another_kind_of_machine(
+def test_the_environment_shows_another_kind_of_machine(
     recorded: dict[str, Any], here: dict[str, Any], expected: list[str]
 ) -> None:
     found = machine.other_kind(_environments(**recorded), _environments(**here))
@@ -667,7 +659,7 @@ def test_a_record_without_a_number_of_threads_is_not_portable(threads: Any) -> N
     assert not machine.portable_here(_environments(runtime__cpu_isa="avx2", runtime__threads=threads))
 
 
-def test_a_record_of_another_model_is_not_used_and_reported(
+def test_an_environment_of_another_model_is_reported_and_not_used(
     claim: Claim, project: Project, tmp_path: Path
 ) -> None:
     assert set(claim.environment) == {"train", "evaluate"}
@@ -703,19 +695,19 @@ def test_another_dep_in_the_lock_is_named(rebuilt: tuple[Path, dict[str, Any]]) 
 
 @pytest.fixture
 def fresh(project: Project, tmp_path: Path, environment: None, monkeypatch: pytest.MonkeyPatch) -> Project:
-    """A fresh clone of a person who has no data and no cache."""
+    """A fresh clone without data and cache."""
     clone = copy(project, tmp_path / "fresh")
     monkeypatch.setenv("DVC_GLOBAL_CONFIG_DIR", str(tmp_path))
     return Project(clone.folder, {**clone.environment, "DVC_GLOBAL_CONFIG_DIR": str(tmp_path)})
 
 
-def test_a_lock_is_up_to_date_in_a_clone_without_data_which_stays_as_it_was(fresh: Project) -> None:
+def test_a_lock_is_up_to_date_in_a_clone_without_data_which_is_not_changed(fresh: Project) -> None:
     assert not (fresh.folder / MODEL).exists()
     assert "up to date" in run_verify(fresh, 0, "--stale").stdout
     assert fresh.run("git", "status", "--porcelain").stdout == ""
 
 
-def test_a_lock_is_up_to_date_in_a_checkout_behind_a_link(fresh: Project, tmp_path: Path) -> None:
+def test_a_lock_is_up_to_date_in_a_symlinked_checkout(fresh: Project, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(fresh.folder)
     assert stale(tmp_path / "link", {}) == []
 
@@ -736,7 +728,7 @@ def test_changed_code_params_and_metrics_make_the_lock_stale(fresh: Project) -> 
     }
 
 
-def test_choices_stand_for_those_of_params_yaml(fresh: Project) -> None:
+def test_choices_replace_those_of_params_yaml(fresh: Project) -> None:
     fresh.choose("train.learning_rate", 1e-4)
     shown = run_verify(fresh, 1, "--stale", "-S", "train.learning_rate=1e-3", "-S", "evaluate.top_k=2").stdout
     assert "learning_rate" not in shown
@@ -745,7 +737,7 @@ def test_choices_stand_for_those_of_params_yaml(fresh: Project) -> None:
         stale(fresh.folder, {"train.rate": 1})
 
 
-def test_a_new_dep_a_new_output_and_a_gone_file_make_the_lock_stale(fresh: Project) -> None:
+def test_a_new_dep_a_new_output_and_a_deleted_file_make_the_lock_stale(fresh: Project) -> None:
     path = fresh.folder / "dvc.yaml"
     pipeline = yaml.safe_load(path.read_bytes())
     pipeline["stages"]["download"]["outs"].append("data/raw/notes.txt")
@@ -766,7 +758,7 @@ def test_a_new_dep_a_new_output_and_a_gone_file_make_the_lock_stale(fresh: Proje
     }
 
 
-def test_what_dvc_yaml_no_longer_has_makes_the_lock_stale(fresh: Project) -> None:
+def test_stages_and_outputs_removed_from_dvc_yaml_make_the_lock_stale(fresh: Project) -> None:
     path = fresh.folder / "dvc.yaml"
     pipeline = yaml.safe_load(path.read_bytes())
     del pipeline["stages"]["download"]
@@ -782,28 +774,28 @@ def test_what_dvc_yaml_no_longer_has_makes_the_lock_stale(fresh: Project) -> Non
     } <= set(stale(fresh.folder, {}))
 
 
-def test_a_frozen_stage_is_not_decided_as_dvc_does_not_look_at_it(fresh: Project) -> None:
+def test_a_frozen_stage_is_undecided_because_dvc_skips_it(fresh: Project) -> None:
     fresh.run("dvc", "freeze", "train")
     fresh.touch("stages/training/loop.py")
     assert "verify: train: frozen" in run_verify(fresh, 2, "--stale").stderr
     assert stale(fresh.folder, {}, "download") == []
 
 
-def test_a_metric_that_is_gone_is_not_absent_data(fresh: Project) -> None:
+def test_a_deleted_metric_is_not_mistaken_for_absent_data(fresh: Project) -> None:
     (fresh.folder / EVALUATION).unlink()
     assert stale(fresh.folder, {}) == [
         ("evaluate", f"{EVALUATION}: no such file, though git keeps it and dvc.lock names it")
     ]
 
 
-def test_a_stage_that_there_is_not_is_not_up_to_date(fresh: Project) -> None:
+def test_an_unknown_stage_is_not_up_to_date(fresh: Project) -> None:
     with pytest.raises(
         StageError, match=r"^--stage trian: no stage of dvc\.yaml or dvc\.lock; name one of download"
     ):
         stale(fresh.folder, {}, "trian")
 
 
-def test_a_stage_that_ran_alone_makes_the_lock_stale_though_its_data_are_absent(fresh: Project) -> None:
+def test_a_stage_that_ran_alone_makes_the_lock_stale_even_without_its_data(fresh: Project) -> None:
     lock = yaml.safe_load((fresh.folder / NAME).read_bytes())
     next(out for out in lock["stages"]["download"]["outs"] if out["path"] == "data/raw/train.npz")["md5"] = (
         "0" * 32
@@ -818,7 +810,7 @@ def test_a_stage_that_ran_alone_makes_the_lock_stale_though_its_data_are_absent(
 @pytest.mark.parametrize(
     "content", ["", "schema: '2.0'\nstages:\n  download:\n   cmd: [", "schema: '2.0'\n", "[]", None]
 )
-def test_without_a_whole_lock_nothing_is_decided(
+def test_an_incomplete_lock_decides_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -828,7 +820,7 @@ def test_without_a_whole_lock_nothing_is_decided(
         verify_command.main(["--stale"])
 
 
-def test_pictures_that_were_not_pulled_leave_it_undecided(fresh: Project) -> None:
+def test_missing_pictures_leave_the_stage_undecided(fresh: Project) -> None:
     (fresh.folder / "pictures/cat.dvc").write_text("outs:\n- md5: 0.dir\n  path: cat\n", encoding="utf-8")
     with pytest.raises(StageError, match=r"^pictures/cat: missing, .*; run: dvc pull pictures/cat$"):
         stale(fresh.folder, {})
