@@ -58,10 +58,8 @@ def save_results(
         print(f"evaluate: {note}", file=sys.stderr)
 
     names = np.asarray(classes)
-    table = pd.DataFrame({"label": names[labels], "prediction": names[predicted]})
-    for index, name in enumerate(classes):
-        table[f"probability_{name}"] = probabilities[:, index]
-    write_table(predictions, table)
+    columns = {f"probability_{name}": probabilities[:, index] for index, name in enumerate(classes)}
+    write_table(predictions, pd.DataFrame({"label": names[labels], "prediction": names[predicted], **columns}))
     per_class = scoring.per_class(labels, probabilities, classes)
     write_table(metrics / "per_class.csv", per_class)
     write_table(metrics / "confusion.csv", scoring.confusion(labels, predicted, classes))

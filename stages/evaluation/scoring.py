@@ -28,6 +28,8 @@ Floats = NDArray[np.floating[Any]]
 
 EPSILON = 1e-7  # keras.backend.epsilon(): no probability counts as closer to 0 or 1 than this in the loss
 Z95 = 1.959963984540054  # the normal distribution's 97.5 % quantile: 95 % lie within ± this
+MOST_PAIRED = 100  # classes, with a row for each pair of them in the confusion matrix
+MOST_NAMED = 10  # classes in a note
 SUM_TOLERANCE = 0.01  # a softmax in bfloat16, 8 bits of precision, adds up to 1 within 0.4 %
 
 
@@ -130,13 +132,17 @@ def per_class(labels: Integers, probabilities: Floats, classes: Sequence[str]) -
 
 
 def confusion(labels: Integers, predicted: Integers, classes: Sequence[str]) -> pd.DataFrame:
-    """Return label, predicted, count: a row per pair of classes, including zeros, in the order of `classes`."""
+    """Return label, predicted, count: a row per pair of classes, in the order of `classes`.
+
+    Pairs that do not occur have the count 0. With more than `MOST_PAIRED` classes they are left out.
+    """
     counts = _counts(labels, predicted, len(classes))
+    rows, columns = np.nonzero((counts > 0) | (len(classes) <= MOST_PAIRED))
     return pd.DataFrame(
         {
-            "label": [label for label in classes for _ in classes],
-            "predicted": list(classes) * len(classes),
-            "count": counts.ravel(),
+            "label": [classes[row] for row in rows.tolist()],
+            "predicted": [classes[column] for column in columns.tolist()],
+            "count": counts[rows, columns],
         }
     )
 
@@ -172,22 +178,28 @@ def reliability(labels: Integers, probabilities: Floats, bins: int = 15) -> pd.D
 
 
 def notes(labels: Integers, predicted: Integers, classes: Sequence[str]) -> list[str]:
-    """Return a line for each class with metrics that are 0 because their denominator is zero."""
+    """Return lines about the classes with metrics that are 0 because their denominator is zero."""
     counts = _counts(labels, predicted, len(classes))
+    support, guesses = counts.sum(axis=1), counts.sum(axis=0)
+    cases = (
+        (guesses == 0, "never predicted: precision and F1 are reported as 0"),
+        (
+            support == 0,
+            "without a sample in this split: recall, F1 and ROC AUC are reported as 0, and roc_auc_macro leaves "
+            "them out",
+        ),
+        (
+            support == len(labels),
+            "the label of every sample: ROC AUC, Cohen's kappa and Matthews coefficient have nothing to "
+            "compare it with and are reported as 0",
+        ),
+    )
     lines = []
-    for name, support, guesses in zip(classes, counts.sum(axis=1), counts.sum(axis=0), strict=True):
-        if support == 0:
-            lines.append(
-                f"class '{name}' has no sample in this split: its recall, F1 and ROC AUC are reported as 0, "
-                "and roc_auc_macro leaves it out"
-            )
-        if guesses == 0:
-            lines.append(f"class '{name}' is never predicted: its precision and F1 are reported as 0")
-        if support == len(labels):
-            lines.append(
-                f"class '{name}' is the label of every sample: ROC AUC, Cohen's kappa and Matthews "
-                "coefficient have nothing to compare it with and are reported as 0"
-            )
+    for concerned, problem in cases:
+        names = [f"'{classes[label]}'" for label in np.flatnonzero(concerned).tolist()]
+        more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+        if names:
+            lines.append(f"{', '.join(names[:MOST_NAMED])}{more}: {problem}")
     return lines
 
 

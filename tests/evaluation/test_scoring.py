@@ -133,6 +133,12 @@ def test_confusion_lists_every_pair_with_zeros_in_class_order() -> None:
     ]
 
 
+def test_with_very_many_classes_confusion_lists_the_pairs_that_occur() -> None:
+    classes = [str(number) for number in range(1000)]
+    rows = confusion(np.array([5, 5, 900]), np.array([5, 7, 900]), classes).to_numpy().tolist()
+    assert rows == [["5", "5", 1], ["5", "7", 1], ["900", "900", 1]]
+
+
 def test_confusion_counts_labels_stored_in_eight_bits() -> None:
     labels, predicted = np.array([199, 199], np.uint8), np.array([198, 199], np.uint8)
     counts = confusion(labels, predicted, [str(index) for index in range(200)])
@@ -401,18 +407,23 @@ def test_a_class_without_samples_is_left_out_of_the_mean_roc_auc_and_noted() -> 
     assert score(labels, probabilities)["roc_auc_macro"] == 1.0
     assert per_class(labels, probabilities, CLASSES)["roc_auc"].tolist() == [1.0, 1.0, 0.0]
     assert notes(labels, probabilities.argmax(axis=1), CLASSES) == [
-        "class 'dog' is never predicted: its precision and F1 are reported as 0",
-        "class 'eel' has no sample in this split: its recall, F1 and ROC AUC are reported as 0, "
-        "and roc_auc_macro leaves it out",
+        "'dog': never predicted: precision and F1 are reported as 0",
+        "'eel': without a sample in this split: recall, F1 and ROC AUC are reported as 0, and roc_auc_macro "
+        "leaves them out",
     ]
 
 
 def test_a_split_of_one_class_is_noted() -> None:
     lines = notes(np.array([1, 1]), np.array([1, 0]), ["cat", "dog"])
     assert [line for line in lines if "every sample" in line] == [
-        "class 'dog' is the label of every sample: ROC AUC, Cohen's kappa and Matthews coefficient have "
-        "nothing to compare it with and are reported as 0"
+        "'dog': the label of every sample: ROC AUC, Cohen's kappa and Matthews coefficient have nothing to "
+        "compare it with and are reported as 0"
     ]
+
+
+def test_a_thousand_classes_are_noted_in_one_line() -> None:
+    (line,) = notes(np.arange(1000), np.zeros(1000, int), [str(number) for number in range(1000)])
+    assert line.startswith("'1', '2', '3', '4', '5', '6', '7', '8', '9', '10' and 989 more: never predicted")
 
 
 def test_nothing_is_noted_when_every_class_occurs_and_is_predicted() -> None:

@@ -346,12 +346,24 @@ def test_bounds_counts_and_texts_are_not_figures(run: Results) -> None:
     assert not {"accuracy_low", "accuracy_high", "test_images", "dataset"} & set(found)
 
 
-def test_many_notes_are_collapsed(run: Results) -> None:
-    few = with_predictions(run, list(range(10)), np.eye(10).tolist())
-    assert drawn.notes(few) == ""
+def test_figures_that_are_0_are_noted_in_a_line_of_each_kind(run: Results) -> None:
+    assert drawn.notes(with_predictions(run, list(range(10)), np.eye(10).tolist())) == ""
     many = drawn.notes(with_predictions(run, [0, 1], [[1.0, 0.0], [0.0, 1.0]]))
-    assert "<summary>16 notes on figures that are 0</summary>" in many
-    assert many.count('class="note"') == 16
+    assert many.count('class="note"') == 2
+
+
+def test_a_thousand_classes_are_shown_by_their_worst(run: Results) -> None:
+    classes = [f"class {number}" for number in range(1000)]
+    labels = np.arange(1000)
+    statistics = run.statistics.model_copy(update={"classes": classes})
+    probabilities = np.roll(np.eye(1000, dtype=np.float32), 1, axis=0)
+    table = scoring.per_class(labels, probabilities, classes)
+    many = dataclasses.replace(
+        run, statistics=statistics, labels=labels, probabilities=probabilities, per_class=table
+    )
+    matrix, bars = drawn.confusion(many), drawn.per_class(many)
+    assert "Most frequent mistakes" in matrix and "<svg" not in matrix and len(matrix) < 10_000
+    assert "F1 score of the 50 worst classes" in bars and len(bars) < 1_000_000
 
 
 # Numbers, text and pictures.

@@ -5,7 +5,7 @@ from tools.report import charts
 from tools.report.markup import Markup, element, figure, frame_table, join, percent, table
 from tools.report.results import Results
 
-MOST_NOTES = 3  # shown; more are collapsed
+MOST_BARS = 50  # classes with a bar, where there are more than `scoring.MOST_PAIRED`
 
 
 def curves(run: Results) -> Markup:
@@ -32,11 +32,14 @@ def curves_note(run: Results) -> str:
 
 
 def confusion(run: Results) -> Markup:
-    """Return the confusion matrix."""
-    worst = scoring.most_confused(run.labels, run.probabilities.argmax(axis=1), run.classes, most=3)
+    """Return the confusion matrix, or the most frequent mistakes where it would be too large."""
+    worst = scoring.most_confused(run.labels, run.probabilities.argmax(axis=1), run.classes, most=MOST_BARS)
     mistakes = zip(worst["label"], worst["predicted"], worst["count"], strict=True)
-    pairs = [f"{label} predicted as {predicted} ({count})" for label, predicted, count in mistakes]
+    pairs = [f"{label} predicted as {predicted} ({count})" for label, predicted, count in mistakes][:3]
     summary = f"Most often: {', '.join(pairs)}." if pairs else "No image is misclassified."
+    if len(run.classes) > scoring.MOST_PAIRED:
+        numbers = frame_table("Images by true class and prediction", worst, dict.fromkeys(worst.columns, ""))
+        return figure("confusion", "Most frequent mistakes", summary, "", numbers)
     counts = run.confusion["count"].to_numpy().reshape(len(run.classes), -1)
     rows = [[name, *map(str, line)] for name, line in zip(run.classes, counts, strict=True)]
     title = "Confusion matrix"
@@ -52,8 +55,12 @@ def per_class(run: Results) -> Markup:
     summary = f"Best: {best['class']}, F1 {best['f1']:.3f}. Worst: {worst['class']}, F1 {worst['f1']:.3f}."
     shares = dict.fromkeys(["precision", "recall", "f1", "roc_auc"], ".4f")
     numbers = frame_table("Each class", run.per_class, {"class": "", "support": "", "predicted": "", **shares})
-    drawing = charts.svg(charts.per_class(run.per_class), f"A bar for each class. {summary}")
-    return figure("per-class", "F1 score of each class", summary, drawing, numbers)
+    title, words, shown = "F1 score of each class", "A bar for each class.", ordered
+    if len(run.classes) > scoring.MOST_PAIRED:
+        title, words = f"F1 score of the {MOST_BARS} worst classes", f"A bar for each of {MOST_BARS} classes."
+        shown = ordered.tail(MOST_BARS)
+    drawing = charts.svg(charts.per_class(shown), f"{words} {summary}")
+    return figure("per-class", title, summary, drawing, numbers)
 
 
 def reliability(run: Results) -> Markup:
@@ -74,10 +81,7 @@ def reliability(run: Results) -> Markup:
 def notes(run: Results) -> Markup:
     """Return notes on metrics that are 0 because they are undefined."""
     lines = scoring.notes(run.labels, run.probabilities.argmax(axis=1), run.classes)
-    shown = join(element("p", line, class_="note") for line in lines)
-    if len(lines) <= MOST_NOTES:
-        return shown
-    return element("details", join([element("summary", f"{len(lines)} notes on figures that are 0"), shown]))
+    return join(element("p", line, class_="note") for line in lines)
 
 
 def _curve(run: Results, measure: str, title: str, axis: str, best: str) -> Markup:

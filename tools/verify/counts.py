@@ -11,7 +11,8 @@ from stages.common.failure import StageError
 from stages.common.figures import parse_figures
 from stages.evaluation import scoring
 
-EVALUATION, METRICS, CONFUSION = "metrics/evaluation.csv", "metrics/evaluation.json", "metrics/confusion.csv"
+EVALUATION, METRICS = "metrics/evaluation.csv", "metrics/evaluation.json"
+CONFUSION, PER_CLASS = "metrics/confusion.csv", "metrics/per_class.csv"
 OF_COUNTS = (
     "accuracy",
     "accuracy_low",
@@ -30,14 +31,17 @@ def contradicted(folder: Path) -> list[str]:
     Returns nothing if a file is missing. Raises `StageError` when a file cannot be read.
     """
     evaluation, confusion = folder / EVALUATION, folder / CONFUSION
-    if not evaluation.is_file() or not confusion.is_file():
+    if not all(path.is_file() for path in (evaluation, confusion, folder / PER_CLASS)):
         return []
     try:
         figures = parse_figures(evaluation.read_bytes(), EVALUATION)
         with confusion.open(encoding="utf-8", newline="") as file:
-            counts = np.array([int(row["count"]) for row in csv.DictReader(file)])
-        classes = math.isqrt(len(counts))
-        labels, predicted = np.indices((classes, classes)).reshape(2, -1).repeat(counts, axis=1)
+            rows = list(csv.DictReader(file))
+        with (folder / PER_CLASS).open(encoding="utf-8", newline="") as file:
+            number = {row["class"]: label for label, row in enumerate(csv.DictReader(file))}
+        classes = len(number)
+        pairs = [[number[row["label"]], number[row["predicted"]]] for row in rows]
+        labels, predicted = np.repeat(pairs, [int(row["count"]) for row in rows], axis=0).T
         # With certain predictions: the figures compared here do not depend on the probabilities.
         found = scoring.score(labels, np.eye(classes)[predicted], k=1)
         metrics = json.loads((folder / METRICS).read_bytes()) if (folder / METRICS).is_file() else {}
