@@ -5,7 +5,7 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONDONTWRITEBYTECODE := 1
 
-.PHONY: help setup demo repro repro-fast train-distributed verify audit doctor report export serve plots figures test quick faults bench lint format hooks lock clean
+.PHONY: help setup demo repro repro-fast train-distributed verify audit robustness doctor report export serve plots figures test quick faults bench lint format hooks lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 26
@@ -39,6 +39,9 @@ verify: setup ## rebuild the demo of the last commit from scratch, and compare i
 audit: setup ## pictures that occur twice, and labels that are probably wrong: audit/
 	$(BIN)/python -m tools.audit
 	$(BIN)/python -m tools.audit labels
+
+robustness: setup ## accuracy on corrupted test images, and confidence on other pictures: robustness/
+	$(BIN)/python -m tools.robustness
 
 doctor: setup ## check this checkout; each problem comes with the command that fixes it
 	$(BIN)/python -m tools.doctor

@@ -145,3 +145,23 @@ def test_without_a_model_it_is_one_line(tmp_path: Path) -> None:
 
     with pytest.raises(StageError, match=r"model\.json: no such file; run: dvc repro"):
         main(["--folder", str(tmp_path)])
+
+
+def test_a_folder_is_checked_before_anything_is_measured(first_run: Project, tmp_path: Path) -> None:
+    from tools.robustness.__main__ import main
+
+    with pytest.raises(StageError, match=r"nowhere: no such folder$"):
+        main(["--folder", str(first_run.folder), str(tmp_path / "nowhere")])
+    with pytest.raises(StageError, match=r": no pictures here; "):
+        main(["--folder", str(first_run.folder), str(tmp_path)])
+    assert not (first_run.folder / "robustness").exists()
+
+
+def test_a_model_of_one_class_is_refused(first_run: Project, tmp_path: Path) -> None:
+    from tools.robustness.__main__ import main
+
+    project = first_run.copy(tmp_path / "project")
+    path = project.folder / "models/model.json"
+    path.write_text(json.dumps({**json.loads(path.read_bytes()), "classes": ["0"]}), encoding="utf-8")
+    with pytest.raises(StageError, match=r"knows only the class 0; robustness needs two or more$"):
+        main(["--folder", str(project.folder)])

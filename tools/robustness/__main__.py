@@ -19,6 +19,7 @@ from stages.common.params import load
 from stages.common.records import ModelRecord, Source, read_record, read_split
 from stages.model import runtime
 from stages.model.runtime import RuntimeParams
+from tools.predict import sources
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str]) -> None:
         raise StageError(f"{raw}: not the dataset that the model was trained on; run: dvc repro")
     if len(record.classes) < 2:
         raise StageError(f"{path}: knows only the class {record.classes[0]}; robustness needs two or more")
+    paths = {name: sources.find([name]) for name in options.others}
     test = read_split(raw, "test", source)
     runtime.start(load(options.folder / "params.yaml", "runtime", RuntimeParams), seed=0)
     from stages.model.trained import load_model  # from here on, as these load TensorFlow
@@ -47,7 +49,7 @@ def main(arguments: Sequence[str]) -> None:
         others = {"noise": measuring.noise(rules, options.seed)}
         if record.dataset.name != "digits":
             others["digits"] = measuring.digit_pictures(rules)
-        others |= {name: measuring.folder_pictures(name, rules, problems) for name in options.others}
+        others |= {name: measuring.given_pictures(files, rules, problems) for name, files in paths.items()}
         found = {name: measuring.scores(logits, each, confidence.temperature) for name, each in others.items()}
         areas = {name: (len(each), *measuring.auroc(own, each)) for name, each in found.items()}
         results.write(out, accuracy, areas)
@@ -65,6 +67,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.seed < 0:
         raise StageError(f"--seed {options.seed}: it should be 0 or more")
+    for name in options.others:
+        if not Path(name).is_dir():
+            raise StageError(f"{name}: no such folder")
     return options
 
 

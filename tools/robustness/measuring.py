@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +118,9 @@ def digit_pictures(rules: Decoding) -> Iterator[Pixels]:
     yield np.repeat(np.stack(resized)[..., np.newaxis], rules.channels, axis=3)
 
 
-def folder_pictures(folder: str, rules: Decoding, problems: list[str]) -> Iterator[Pixels]:
-    """Yield the pictures in a folder; those that cannot be read are added to `problems`."""
-    for _, images, unreadable in sources.batches(sources.find([folder]), rules):
+def given_pictures(paths: Sequence[str], rules: Decoding, problems: list[str]) -> Iterator[Pixels]:
+    """Yield the pictures at `paths`; those that cannot be read are added to `problems`."""
+    for _, images, unreadable in sources.batches(paths, rules):
         problems += [f"{name} {problem}" for name, problem in unreadable]
         if len(images):
             yield images
