@@ -110,7 +110,10 @@ def started() -> None:
 def only_started_tests_compute(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Fail a test that runs TensorFlow operations without `started`, instead of a later test that has it."""
     context = sys.modules.get("tensorflow.python.eager.context")
-    if context and "started" not in request.fixturenames:
+    if context is None or "started" in request.fixturenames:
+        return
+    # Once TensorFlow runs, it is too late to spoil its settings; functions of earlier tests are deleted at any time.
+    if not context.context()._initialized:  # noqa: SLF001 - there is no public way to ask
 
         def refuse(_: Any) -> None:
             raise RuntimeError("this test runs TensorFlow operations: it needs the fixture `started`")
