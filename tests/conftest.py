@@ -112,8 +112,8 @@ def only_started_tests_compute(request: pytest.FixtureRequest, monkeypatch: pyte
     context = sys.modules.get("tensorflow.python.eager.context")
     if context is None or "started" in request.fixturenames:
         return
-    # Once TensorFlow runs, it is too late to spoil its settings; functions of earlier tests are deleted at any time.
-    if not context.context()._initialized:  # noqa: SLF001 - there is no public way to ask
+    # Once TensorFlow runs, its settings are fixed, and the functions of earlier tests are deleted at any time.
+    if not context.context()._initialized:
 
         def refuse(_: Any) -> None:
             raise RuntimeError("this test runs TensorFlow operations: it needs the fixture `started`")

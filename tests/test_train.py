@@ -123,7 +123,11 @@ def test_a_run_killed_twice_ends_in_the_same_bytes(project: Project, undisturbed
 
 @pytest.mark.parametrize(
     ("precision", "strategy", "devices"),
-    [("float32", "single", 1), ("bfloat16", "single", 1), ("bfloat16", "mirrored", 2)],
+    [
+        ("float32", "single", 1),
+        pytest.param("bfloat16", "single", 1, marks=pytest.mark.slow),
+        pytest.param("bfloat16", "mirrored", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_the_fast_recipe_ends_in_the_same_bytes_killed_or_not(
     project: Project, tmp_path: Path, precision: str, strategy: str, devices: int
