@@ -52,3 +52,19 @@ def test_an_error_is_that_of_the_whole_batch_and_the_next_one_is_computed() -> N
         return result
 
     assert asyncio.run(scenario()) == 0.25
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_after_a_cancelled_item_the_next_batch_is_computed(number: int) -> None:
+    def reciprocal(numbers: Sequence[int]) -> list[float]:
+        return [1 / number for number in numbers]
+
+    async def scenario() -> float:
+        batches = Batches(reciprocal, 1, lambda number: 1, most=1)
+        working = asyncio.create_task(batches.work())
+        batches.add(number).cancel()
+        result = await asyncio.wait_for(batches.add(4), 30)
+        working.cancel()
+        return result
+
+    assert asyncio.run(scenario()) == 0.25

@@ -46,7 +46,9 @@ class Batches(Generic[Item, Result]):
                 results = await loop.run_in_executor(self._pool, self._function, [item for item, _ in batch])
             except Exception as error:
                 for _, answer in batch:
-                    answer.set_exception(error)
+                    if not answer.done():
+                        answer.set_exception(error)
             else:
                 for (_, answer), result in zip(batch, results, strict=True):
-                    answer.set_result(result)
+                    if not answer.done():  # cancelled, with the request that waited for it
+                        answer.set_result(result)
