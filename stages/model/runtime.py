@@ -120,7 +120,12 @@ def _cpu() -> str:
 
 def has_bfloat16() -> bool:
     """Return whether the CPU supports bfloat16 natively; False where /proc/cpuinfo does not exist."""
-    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(_cpu_flags())
+    return has_amx() or "avx512_bf16" in _cpu_flags()
+
+
+def has_amx() -> bool:
+    """Return whether the CPU has matrix units for bfloat16; False where /proc/cpuinfo does not exist."""
+    return "amx_bf16" in _cpu_flags()
 
 
 def _cpu_flags() -> set[str]:

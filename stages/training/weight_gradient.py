@@ -1,10 +1,10 @@
 """A faster weight gradient for bfloat16 convolutions on small feature maps.
 
-On CPUs without AMX, oneDNN's kernel for the weight gradient takes four times as long as the forward convolution on
-3 x 3 feature maps. But this gradient is itself a convolution, with the batch as its channels: the gradient of
-weight [i, j, c, f] is the sum over images n and positions y, x of images[n, y + i, x + j, c] * upstream[n, y, x,
-f]. On small feature maps TensorFlow's forward convolution computes it faster. The result is the same up to
-rounding.
+oneDNN's kernel for the weight gradient takes four times as long as the forward convolution on 3 x 3 feature maps.
+The gradient of weight [i, j, c, f] is the sum over images n and positions y, x of images[n, y + i, x + j, c] *
+upstream[n, y, x, f]. That is a convolution with the batch as its channels, and also a matrix product for each row i
+of the kernel. On small feature maps, the first is faster than oneDNN's kernel on CPUs without AMX, the second on CPUs
+with it. The result is the same up to rounding.
 """
 
 from functools import partial
@@ -12,6 +12,8 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
+from stages.model.runtime import has_amx
 
 MOST_POSITIONS = 49  # faster up to 7 x 7; benchmarks/ingredients.py measures it in a whole step
 
@@ -43,11 +45,31 @@ def _with_gradient(images: tf.Tensor, kernel: tf.Tensor) -> Any:
         of_images = tf.raw_ops.Conv2DBackpropInput(
             input_sizes=tf.shape(images), filter=kernel, out_backprop=upstream, strides=[1] * 4, padding="SAME"
         )
-        border = [[0, 0], *([side // 2] * 2 for side in kernel.shape[:2]), [0, 0]]
-        # (C, H, W, n) and (H, W, n, filters) make (C, h, w, filters).
-        of_kernel = tf.nn.conv2d(
-            tf.transpose(images, [3, 1, 2, 0]), tf.transpose(upstream, [1, 2, 0, 3]), strides=1, padding=border
-        )
-        return of_images, tf.transpose(of_kernel, [1, 2, 0, 3])
+        of_kernel = _by_products if has_amx() else _by_convolution
+        return of_images, of_kernel(images, upstream, kernel.shape)
 
     return tf.nn.conv2d(images, kernel, strides=1, padding="SAME"), gradients
+
+
+def _by_convolution(images: tf.Tensor, upstream: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+    """Return the gradient of a kernel of `shape`. (C, H, W, n) and (H, W, n, filters) make (C, h, w, filters)."""
+    padding = _border(shape)
+    found = tf.nn.conv2d(tf.transpose(images, [3, 1, 2, 0]), tf.transpose(upstream, [1, 2, 0, 3]), 1, padding)
+    return tf.transpose(found, [1, 2, 0, 3])
+
+
+def _by_products(images: tf.Tensor, upstream: tf.Tensor, shape: tf.TensorShape) -> tf.Tensor:
+    """Return the same. (n H W, w C)' and (n H W, filters) make a row of the kernel, (w C, filters)."""
+    padded = tf.pad(images, _border(shape))
+    rows, columns = images.shape[1:3]
+    shifted = tf.concat([padded[:, :, column : column + columns] for column in range(shape[1])], axis=-1)
+    upstream = tf.reshape(upstream, (-1, shape[3]))
+    found = [
+        tf.matmul(tf.reshape(shifted[:, row : row + rows], (-1, shape[1] * shape[2])), upstream, transpose_a=True)
+        for row in range(shape[0])
+    ]
+    return tf.reshape(tf.stack(found), shape)
+
+
+def _border(shape: tf.TensorShape) -> list[list[int]]:
+    return [[0, 0], *([side // 2] * 2 for side in shape[:2]), [0, 0]]

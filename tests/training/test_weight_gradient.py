@@ -43,10 +43,12 @@ def trained(model: keras.Model) -> list[NDArray[np.float32]]:
     return [each.numpy() for each in step()]
 
 
+@pytest.mark.parametrize("amx", [False, True])
 @pytest.mark.parametrize(("shape", "side"), [((3, 3, 5), 3), ((7, 7, 4), 3), ((2, 6, 8), 5), ((1, 1, 4), 3)])
 def test_outputs_and_gradients_are_keras_s_to_rounding(
-    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], side: int
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int], side: int, amx: bool
 ) -> None:
+    monkeypatch.setattr(weight_gradient, "has_amx", lambda: amx)
     quick = Mock(wraps=weight_gradient._with_gradient)
     monkeypatch.setattr(weight_gradient, "_with_gradient", quick)
     ours, theirs = convolution(shape, side), convolution(shape, side)
