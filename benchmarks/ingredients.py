@@ -56,6 +56,8 @@ VARIANTS = {
     "Keras's own gradient of weights": Variant(without="use_fast_weight_gradients"),
     "Keras's own gradient, 20 x 20": Variant(without="use_fast_weight_gradients", scale=0.625),
     "Keras's own gradient, 16 x 16": Variant(without="use_fast_weight_gradients", scale=0.5),
+    "TensorFlow's own gradient of SiLU": Variant(without="use_fast_silu"),
+    "ELU": Variant(model={"activation": "elu"}),
     "GELU": Variant(model={"activation": "gelu"}),
     "ReLU": Variant(model={"activation": "relu"}),
     "no shift": Variant(train={"shift": 0}),

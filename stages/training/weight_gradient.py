@@ -2,9 +2,9 @@
 
 oneDNN's kernel for the weight gradient takes four times as long as the forward convolution on 3 x 3 feature maps.
 The gradient of weight [i, j, c, f] is the sum over images n and positions y, x of images[n, y + i, x + j, c] *
-upstream[n, y, x, f]. That is a convolution with the batch as its channels, and also a matrix product for each row i
-of the kernel. On small feature maps, the first is faster than oneDNN's kernel on CPUs without AMX, the second on CPUs
-with it. The result is the same up to rounding.
+upstream[n, y, x, f]. That is a convolution with the batch as its channels, and also a matrix product for each row
+i of the kernel. On small feature maps the first is faster than oneDNN's kernel on CPUs without AMX, the second on
+CPUs with it. The result is the same up to rounding.
 """
 
 from functools import partial
