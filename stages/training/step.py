@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from stages.training.augmentation import augment
+from stages.training.fast_dropout import use_fast_dropout
 from stages.training.fast_silu import use_fast_silu
 from stages.training.fused_batch_norm import fuse_batch_norm
 from stages.training.lookahead import Lookahead
@@ -48,6 +49,7 @@ class TrainingSteps:
         fuse_batch_norm(model)
         use_fast_weight_gradients(model)
         use_fast_silu(model)
+        use_fast_dropout(model)
         offsets = {id(layer.beta) for layer in model.layers if isinstance(layer, keras.layers.BatchNormalization)}
         self._factors = [
             params.offset_rate if params.optimizer in BY_GRADIENT and id(variable) in offsets else 1.0
