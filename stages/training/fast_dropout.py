@@ -1,7 +1,7 @@
 """Dropout that draws one random byte for each activation; TensorFlow draws 32 bits and makes a fraction of them.
 
-A rate like 0.25 or 0.5 is a whole number of 256ths, so comparing a byte with it gives exactly that probability. The
-seeds come from the layer's generator, which checkpoints hold.
+A rate like 0.25 or 0.5 is a whole number of 256ths, so comparing a byte with it gives exactly that probability.
+The seeds come from the layer's generator, which checkpoints hold.
 """
 
 from functools import partial
