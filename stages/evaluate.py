@@ -53,15 +53,15 @@ def main(arguments: Sequence[str]) -> None:
             raw_test, raw_train = (read_split(options.raw, name, source) for name in ("test", "train"))
             leaks = find_leaks(raw_test, raw_train, near=params.duplicates == "near", scratch=options.metrics)
         runtime.start(runtime_params, seed=0)
-        from stages.model.inference import mean_of_views  # only now, as they load TensorFlow
+        from stages.model.inference import mean_of_views, predict_split  # only now, as they load TensorFlow
         from stages.model.trained import load_predictor
 
         predict, record = load_predictor(options.model)
         require_same_data(record, statistics)
-        before, labels = predict(test.images), test.labels.argmax(axis=1)
+        before, labels = predict_split(predict, test), test.labels.argmax(axis=1)
         confidence, fitted = Confidence(model_sha256=record.sha256), None
         if len(validation.images):
-            fitted_on, truth = predict(validation.images), validation.labels.argmax(axis=1)
+            fitted_on, truth = predict_split(predict, validation), validation.labels.argmax(axis=1)
             fitted = fit_temperature(truth, fitted_on)
             temperature = fitted if params.temperature == "validation" else 1.0
             confidence = Confidence(
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> None:
         probabilities = soften(before, confidence.temperature)
         views = mean_of_views(
             lambda images: soften(predict(images), confidence.temperature),
-            test.images,
+            test,
             probabilities,
             params.views,
         )

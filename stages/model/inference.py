@@ -9,6 +9,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from stages.common.confidence import soften
+from stages.common.splits import Split
 
 # Limits memory: the largest activations of the tutorial's network take 131 kB per image, so 65 MB per batch.
 BATCH_SIZE = 500
@@ -34,7 +35,7 @@ class Predictor:
         On one machine they do not depend on the other images of a batch, nor on how many there are.
         """
         return np.concatenate(
-            [self._batch(np.ascontiguousarray(images[part])) for part in _batches(len(images), self._size)]
+            [self._batch(np.ascontiguousarray(images[part])) for part in _batches(0, len(images), self._size)]
         )
 
     def _batch(self, images: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -49,30 +50,44 @@ def batch_size(shape: tuple[int, ...]) -> int:
     return max(8, min(BATCH_SIZE, BATCH_SIZE * PIXELS // math.prod(shape[:-1])))
 
 
+Probabilities = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def batches(split: Split, part: slice | None = None) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Yield the positions and the images, float32 (n, H, W, C), of each batch of a split, or of a `part` of it.
+
+    The images are copies: the pages of the file behind them do not stay in memory.
+    """
+    start, stop, _ = (part or slice(None)).indices(len(split.images))
+    for batch in _batches(start, stop, batch_size(split.images.shape[1:])):
+        yield batch, split.take(np.arange(batch.start, batch.stop))[0]
+
+
+def predict_split(predict: Probabilities, split: Split, part: slice | None = None) -> NDArray[np.float32]:
+    """Return the probabilities, float32 (N, classes), of the images of a split, or of a `part` of it."""
+    return np.concatenate([predict(images) for _, images in batches(split, part)])
+
+
 def mean_of_views(
-    predict: Callable[[NDArray[np.float32]], NDArray[np.float32]],
-    images: NDArray[np.float32],
-    plain: NDArray[np.float32],
-    count: int,
+    predict: Probabilities, split: Split, plain: NDArray[np.float32], count: int
 ) -> dict[int, NDArray[np.float32]]:
     """Return the mean probabilities over 2 and over 6 views of each image, by number of views up to `count`.
 
-    images: float32 (N, H, W, C); plain: what `predict` returns, float32 (N, classes). 2: the image and its
-    mirror image. 6: in addition both shifted by one pixel down and right, and by one up and left, with reflected
-    borders; the shifted ones count half, as in K. Jordan's airbench (2024).
+    plain: what `predict` returns for the images of the split, float32 (N, classes). 2: the image and its mirror
+    image. 6: in addition both shifted by one pixel down and right, and by one up and left, with reflected borders;
+    the shifted ones count half, as in K. Jordan's airbench (2024).
     """
-    if count == 1:
-        return {}
-    found = {2: (plain + predict(images[:, :, ::-1])) / np.float32(2)}
-    if count == 6:
-        found[6] = found[2] / np.float32(2)
-        for part in _batches(len(images), batch_size(images.shape[1:])):
-            padded = np.pad(images[part], ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
+    found = {views: np.empty_like(plain) for views in (2, 6) if views <= count}
+    for batch, images in batches(split) if found else ():
+        found[2][batch] = (plain[batch] + predict(images[:, :, ::-1])) / np.float32(2)
+        if 6 in found:
+            found[6][batch] = found[2][batch] / np.float32(2)
+            padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
             for shifted in (padded[:, :-2, :-2], padded[:, 2:, 2:]):
-                found[6][part] += (predict(shifted) + predict(shifted[:, :, ::-1])) / np.float32(8)
+                found[6][batch] += (predict(shifted) + predict(shifted[:, :, ::-1])) / np.float32(8)
     return found
 
 
-def _batches(images: int, size: int) -> Iterator[slice]:
-    for start in range(0, images, size):
-        yield slice(start, start + size)
+def _batches(start: int, stop: int, size: int) -> Iterator[slice]:
+    for first in range(start, stop, size):
+        yield slice(first, min(first + size, stop))

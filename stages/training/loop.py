@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -94,7 +95,7 @@ class Trainer:
         """
         import keras  # here, because importing this module must not load TensorFlow before `runtime.start`
 
-        from stages.model.inference import Predictor, batch_size
+        from stages.model.inference import Predictor, batch_size, predict_split
         from stages.training.step import TrainingSteps
 
         self._model, self._params, self._cluster = model, params, cluster
@@ -106,7 +107,7 @@ class Trainer:
         self._epochs = self._start + params.epochs
         steps = self._steps_per_epoch * self._epochs
         self._steps = TrainingSteps(model, self._optimizer, params, cluster, steps, class_weights)
-        self._predict = Predictor(model)
+        self._predict = partial(predict_split, Predictor(model))
         # Whole batches, so that each image is in the same batch whichever worker predicts it.
         self._validated = cluster.worker_slice(len(validation.images), batch_size(model.input_shape[1:]))
         self._rates = learning_rates(params, self._steps_per_epoch, params.epochs)
@@ -261,7 +262,7 @@ class Trainer:
         mine = self._validated
         probabilities = np.zeros(self._validation.labels.shape, np.float32)
         if mine.start < mine.stop:
-            probabilities[mine] = self._predict(self._validation.images[mine])
+            probabilities[mine] = self._predict(self._validation, mine)
         probabilities = self._cluster.combine(probabilities)
         chosen = probabilities[np.arange(len(labels)), labels].astype(np.float64)
         # Keras's own bounds, so that the loss matches Keras's.

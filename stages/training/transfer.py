@@ -22,7 +22,7 @@ from stages.common import splits
 from stages.common.failure import StageError
 from stages.common.outputs import require_space
 from stages.common.splits import ChunkedArray, Split
-from stages.model.inference import Predictor, batch_size
+from stages.model.inference import Predictor, batches
 from stages.model.pretrained import PretrainedParams, backbone_of, unfreeze
 from stages.training.augmentation import augments
 from stages.training.checkpoints import Checkpoints
@@ -98,7 +98,7 @@ def backbone_features(model: keras.Model, split: Split, folder: Path, name: str,
     images, channels = len(split.images), layers.output_shape[-1]
     require_space(folder, 4 * images * (channels + split.labels.shape[1]))
     print(f"train: computing the backbone's features of {images:,} {name} images", file=sys.stderr)
-    chunks = _features(Predictor(layers), split, batch_size(split.images.shape[1:]))
+    chunks = _features(Predictor(layers), split)
     sha256 = splits.write(path, ChunkedArray((images, 1, 1, channels), np.dtype(np.float32), chunks), split.labels)
     for other in folder.glob(f"{name}-*"):
         if other != path:
@@ -106,10 +106,9 @@ def backbone_features(model: keras.Model, split: Split, folder: Path, name: str,
     return splits.read(path, sha256)
 
 
-def _features(predict: Predictor, split: Split, size: int) -> Iterator[NDArray[np.float32]]:
+def _features(predict: Predictor, split: Split) -> Iterator[NDArray[np.float32]]:
     with tqdm(total=len(split.images), desc="features", unit=" images", leave=False, disable=None) as bar:
-        for start in range(0, len(split.images), size):
-            images, _ = split.take(np.arange(start, min(start + size, len(split.images))))
+        for _, images in batches(split):
             yield predict(images)
             bar.update(len(images))
 

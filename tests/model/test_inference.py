@@ -6,9 +6,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from stages.common import splits
-from stages.model.inference import BATCH_SIZE, Predictor, batch_size
+from stages.model.inference import BATCH_SIZE, Predictor, batch_size, mean_of_views, predict_split
 from stages.model.networks import Block, TutorialParams, build_model
 
 pytestmark = pytest.mark.usefixtures("started")
@@ -81,8 +82,27 @@ def test_the_model_is_traced_once_for_batches_of_any_size() -> None:
     assert traces == [(None, 2)]
 
 
-def test_images_may_be_a_split_in_a_memory_map(model: keras.Model, tmp_path: Path) -> None:
-    labels = np.zeros((len(IMAGES), 3), np.float32)
-    splits.write(tmp_path / "test.npz", IMAGES, labels)
-    predict = Predictor(model)
-    np.testing.assert_array_equal(predict(splits.read(tmp_path / "test.npz").images), predict(IMAGES))
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="only Linux says which pages are in memory")
+def test_a_split_is_predicted_without_keeping_its_pages_in_memory(model: keras.Model, tmp_path: Path) -> None:
+    path = tmp_path / "test.npz"
+    images = np.repeat(IMAGES, 10, axis=0)
+    splits.write(path, images, np.zeros((len(images), 3), np.float32))
+    split, predict = splits.read(path), Predictor(model)
+    resident: list[int] = []
+
+    def watched(batch: NDArray[np.float32]) -> NDArray[np.float32]:
+        resident.append(_resident(path))
+        return predict(batch)
+
+    np.testing.assert_array_equal(predict_split(watched, split), predict(images))
+    np.testing.assert_array_equal(predict_split(predict, split, slice(500, 1203)), predict(images[500:1203]))
+    views = mean_of_views(watched, split, predict(images), 6)
+    np.testing.assert_array_equal(views[2], (predict(images) + predict(images[:, :, ::-1])) / 2)
+    assert list(views) == [2, 6]
+    assert max(resident) < path.stat().st_size / 4
+
+
+def _resident(path: Path) -> int:
+    """The bytes of the mapped file that count as memory of this process."""
+    maps = Path("/proc/self/smaps").read_text().split(str(path))
+    return sum(1024 * int(each.split("Rss:")[1].split()[0]) for each in maps[1:])
