@@ -14,7 +14,7 @@ so the size of the pictures does not matter. Descriptors are kept in a temporary
 """
 
 import hashlib
-import mmap
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,15 +46,31 @@ Advance = Callable[[int], object]
 
 @dataclass(frozen=True, eq=False)
 class Collection:
-    """Images with their descriptors, float16 (N, D), which are in a memory-mapped file."""
+    """Images with their descriptors, float16 (N, `size`), which are read from the open file when they are needed.
+
+    Pages of a memory map would count as memory of this process, up to the whole file.
+    """
 
     images: Images
-    descriptors: NDArray[np.float16]
-    file: mmap.mmap
+    file: int  # descriptor of the open file
+    size: int
 
-    def release(self) -> None:
-        """Release the memory of what was read from the file."""
-        self.file.madvise(mmap.MADV_DONTNEED)
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return _extent(self.images)[0]
+
+    def rows(self, start: int, stop: int) -> NDArray[np.float16]:
+        """Return the descriptors of the images from `start` to `stop`, float16 (n, size)."""
+        width = self.size * np.dtype(np.float16).itemsize
+        content = os.pread(self.file, (min(stop, len(self)) - start) * width, start * width)
+        return np.frombuffer(content, np.float16).reshape(-1, self.size)
+
+    def at(self, indices: NDArray[np.int64]) -> NDArray[np.float16]:
+        """Return the descriptors of the images at `indices`, float16 (n, size)."""
+        found = np.empty((len(indices), self.size), np.float16)
+        for row, index in enumerate(indices.tolist()):
+            found[row] = self.rows(index, index + 1)
+        return found
 
 
 @contextmanager
@@ -62,14 +78,16 @@ def describe(images: Images, scratch: Path, advance: Advance = lambda _: None) -
     """Yield `images` with their descriptors, which need 480 bytes of `scratch` per image."""
     scratch.mkdir(parents=True, exist_ok=True)
     count, _ = _extent(images)
+    size = 0
     with tempfile.TemporaryFile(dir=scratch) as file:
         for start in range(0, count, BLOCK):
             block = _take(images, np.arange(start, min(start + BLOCK, count)))
-            file.write(_descriptors(_resized(block)).astype(np.float16).data)
+            descriptors = _descriptors(_resized(block)).astype(np.float16)
+            file.write(descriptors.data)
+            size = descriptors.shape[1]
             advance(len(block))
         file.flush()
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        yield Collection(images, np.frombuffer(mapped, np.float16).reshape(count, -1), mapped)
+        yield Collection(images, file.fileno(), size)
 
 
 def identical(queries: Images, references: Images) -> NDArray[np.int64]:
@@ -121,8 +139,8 @@ def partners(
     best = identical(queries.images, references.images)
     similarity = np.where(best >= 0, 1.0, 0.0)
     for start in range(0, len(best), BLOCK):
-        rows = slice(start, start + BLOCK)
-        query, reference, cosines = _candidates(queries.descriptors[rows], references, start if same else None)
+        descriptors = queries.rows(start, start + BLOCK)
+        query, reference, cosines = _candidates(descriptors, references, start if same else None)
         query += start
         wanted = best[query] < 0
         query, reference, cosines = query[wanted], reference[wanted], cosines[wanted]
@@ -133,9 +151,7 @@ def partners(
             for a, b, value in zip(i.tolist(), j.tolist(), found.tolist(), strict=True):
                 if value >= THRESHOLD and value > similarity[a]:
                     best[a], similarity[a] = b, value
-        queries.release()
-        references.release()
-        advance(len(best[rows]))
+        advance(len(descriptors))
     return best, similarity
 
 
@@ -167,9 +183,8 @@ def _candidates(
     rows = len(left)
     found = np.full((rows, CANDIDATES), -1)
     cosine = np.full((rows, CANDIDATES), COSINE, np.float32)
-    for start in range(0, len(references.descriptors), COLUMNS):
-        product = left @ references.descriptors[start : start + COLUMNS].astype(np.float32).T
-        references.release()
+    for start in range(0, len(references), COLUMNS):
+        product = left @ references.rows(start, start + COLUMNS).astype(np.float32).T
         if own is not None:
             here = np.arange(rows) + own - start
             inside = (here >= 0) & (here < product.shape[1])
@@ -188,7 +203,7 @@ def _candidates(
     row, place = np.nonzero(found >= 0)
     names = found[row, place]
     # Again in float64: products of large matrices differ in their last digits from machine to machine.
-    exact = np.einsum("nd,nd->n", descriptors[row].astype(np.float64), references.descriptors[names])
+    exact = np.einsum("nd,nd->n", descriptors[row].astype(np.float64), references.at(names))
     return row, names, exact
 
 
