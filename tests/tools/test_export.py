@@ -434,3 +434,21 @@ def test_another_process_exports_the_same_bytes(project: Project) -> None:
     for name in ("model.onnx", "model.tflite", "signature.json"):
         again, first = (project.folder / "exports" / each / name for each in ("again", "digits"))
         assert again.read_bytes() == first.read_bytes()
+
+
+@pytest.mark.slow
+def test_the_model_of_another_revision_is_exported(first_run: Project, tmp_path: Path) -> None:
+    project = first_run.copy(tmp_path / "project")
+    run_export(project, "litert")
+    before = (project.folder / "exports/digits/model.tflite").read_bytes()
+    (project.folder / "models/model.keras").unlink()
+    run_export(project, "litert", "--model", "HEAD", "--name", "earlier")
+    assert (project.folder / "exports/earlier/model.tflite").read_bytes() == before
+    signature = json.loads((project.folder / "exports/earlier/signature.json").read_bytes())
+    assert signature["commit"] == project.run("git", "rev-parse", "HEAD").stdout.strip()
+    source = json.loads((project.folder / "data/raw/source.json").read_bytes())
+    source["dataset"]["sha256"] = "0" * 64
+    (project.folder / "data/raw/source.json").chmod(0o644)
+    (project.folder / "data/raw/source.json").write_text(json.dumps(source))
+    with pytest.raises(StageError, match=r"data/raw: not the data .*; run: git checkout HEAD, then dvc repro$"):
+        command.main(["litert", "--folder", str(project.folder), "--model", "HEAD"])

@@ -391,9 +391,21 @@ def test_before_the_first_run_the_model_of_the_demo_is_served(
     assert server.stop() == 0
 
 
+@pytest.mark.slow
+def test_the_model_of_another_revision_is_served(first_run: Project, tmp_path: Path) -> None:
+    project = first_run.copy(tmp_path / "project")
+    with (project.folder / "models/model.json").open("rb") as file:
+        version = json.load(file)["sha256"]
+    (project.folder / "models/model.keras").unlink()
+    server = Server(project.folder, "--model", "HEAD")
+    assert httpx.get(f"{server.url}/v2/models/digits").json()["versions"] == [version[:12]]
+    assert server.stop() == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
+        (["--model", "nowhere"], "--model nowhere: .*unknown Git revision"),
         (["--folder", "nowhere"], "nowhere/models/model.json: no such file; run: make demo, or dvc repro"),
         (["--port", "70000"], "127.0.0.1:70000: cannot listen there"),
         (["--host", "192.0.2.1"], "192.0.2.1:8000: cannot listen there .* try another --port or --host"),

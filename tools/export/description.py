@@ -101,9 +101,14 @@ def color_mode(channels: int) -> str:
     return "L" if channels == 1 else "RGB"
 
 
-def commit(folder: Path) -> str | None:
-    """Return the commit of the checkout, with -dirty when tracked files differ from it; None without git."""
+def commit(folder: Path, revision: str | None = None) -> str | None:
+    """Return the commit of the checkout, with -dirty when tracked files differ from it, or that of a `revision`.
+
+    None without git, or for the name of a DVC experiment.
+    """
     command = ["git", "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    if revision is not None:
+        command = ["git", "rev-parse", "--verify", f"{revision}^{{commit}}"]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -23,6 +23,7 @@ import numpy as np
 
 from stages.common import failure
 from stages.common.failure import StageError
+from stages.model.revisions import fetch_model
 from tools.predict.models import open_model
 from tools.serve.limits import Limits
 
@@ -38,17 +39,17 @@ def main(arguments: Sequence[str]) -> None:
     from tools.serve.app import create_app  # only now: its packages may be missing
     from tools.serve.protocol import server
 
-    folder = options.folder or next((each for each in (Path(), Path("demo")) if _model(each).exists()), Path())
+    folder = options.folder or Path()
+    if not options.folder and not options.model and not _model(folder).exists() and _model(Path("demo")).exists():
+        folder = Path("demo")
     with _listen(options.host, options.port) as listener:
         # A private copy: no other process can change it between the check of its hash and loading it.
         with tempfile.TemporaryDirectory() as private:
-            for path in (_model(folder).with_suffix(".json"), _model(folder)):
-                if not path.exists():
-                    raise StageError(f"{path}: no such file; run: make demo, or dvc repro")
-                shutil.copy(path, private)
-            with contextlib.suppress(FileNotFoundError):  # without evaluate there is none
-                shutil.copy(_model(folder).with_name("confidence.json"), private)
-            run, record, confidence = open_model(folder, Path(private, "model.keras"), options.exact)
+            if options.model is not None:
+                path = fetch_model(folder, options.model, Path(private), "--model")
+            else:
+                path = _copy(_model(folder), Path(private))
+            run, record, confidence = open_model(folder, path, options.exact)
         for count in (1, 2):  # the first calls compile
             run(np.zeros((count, *record.shape), np.uint8))
         host, port = listener.getsockname()[:2]
@@ -67,6 +68,16 @@ def _model(folder: Path) -> Path:
     return folder / "models" / "model.keras"
 
 
+def _copy(model: Path, folder: Path) -> Path:
+    for path in (model.with_suffix(".json"), model):
+        if not path.exists():
+            raise StageError(f"{path}: no such file; run: make demo, or dvc repro")
+        shutil.copy(path, folder)
+    with contextlib.suppress(FileNotFoundError):  # without evaluate there is none
+        shutil.copy(model.with_name("confidence.json"), folder)
+    return folder / model.name
+
+
 def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
@@ -78,6 +89,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tools.serve", description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="the checkout, such as demo")
+    parser.add_argument("--model", metavar="REV", help="serve the model of a git revision or a DVC experiment")
     parser.add_argument("--exact", action="store_true", help="do not use the model's export")
     parser.add_argument("--host", default="127.0.0.1", help="the address to listen on (127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="8000; 0 for any free one")
