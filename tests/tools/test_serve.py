@@ -281,6 +281,41 @@ def test_slow_clients_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         assert httpx.post(f"{url}/predict", content=grey(2)).status_code == 200
 
 
+def test_heads_trailers_and_extensions_of_chunks_have_an_end() -> None:
+    chunked = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    starts = (b"GET /", b"GET / HTTP/1.1\r\nX: ", chunked + b"0\r\nX: ", chunked + b"1;x=")
+    with serving() as url, contextlib.ExitStack() as stack:
+        connections = [stack.enter_context(connect(url)) for _ in starts]
+        for connection, start in zip(connections, starts, strict=True):
+            connection.sendall(start)
+        time.sleep(0.3)  # so that the rest is read by itself
+        for connection in connections:
+            connection.sendall(b"x" * 17_000)
+            assert b"the head of the request has more than 16,384 bytes" in answer(connection)
+
+
+def test_trailers_are_not_headers_of_the_request() -> None:
+    content = grey(7)
+    head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    chunk = b"%x\r\n%b\r\n" % (len(content), content)
+    with serving() as url, connect(url) as connection:
+        connection.sendall(head + chunk + b"0\r\nContent-Type: multipart/form-data\r\n\r\n")
+        assert answer(connection).startswith(b"HTTP/1.1 200 OK")
+
+
+def test_requests_that_are_sent_before_an_answer_are_answered_in_order_up_to_a_limit() -> None:
+    one = b"GET /v2/health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    last = one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with serving() as url:
+        with connect(url) as connection:
+            connection.sendall(one * 9 + last)
+            assert answer(connection).count(b"HTTP/1.1 200 OK") == 10
+        with connect(url) as connection:
+            connection.sendall(one * 1000)
+            assert answer(connection) == b""
+        assert httpx.get(f"{url}/v2/health/live").status_code == 200
+
+
 def test_there_is_an_end_to_connections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "CONNECTIONS", 3)
     with serving() as url, contextlib.ExitStack() as stack:
@@ -303,6 +338,9 @@ def test_every_answer_has_the_security_headers(server: Server) -> None:
 def test_other_names_for_this_machine_are_not_answered(server: Server) -> None:
     for host in ("attacker.example", f"attacker.example:{server.port}", ""):
         require_problem(httpx.get(server.url, headers={"host": host}), 421, "the name in Host")
+    with connect(server.url) as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nHost: other\r\nConnection: close\r\n\r\n")
+        assert answer(connection).startswith(b"HTTP/1.1 400 ")
     for host in ("localhost", f"127.0.0.1:{server.port}", "[::1]:80"):
         assert httpx.get(server.url, headers={"host": host}).status_code == 200
 
@@ -323,7 +361,7 @@ def test_metrics_count_what_was_done() -> None:
     with serving() as url:
         httpx.post(f"{url}/predict", files=[("p", ("a", grey(1))), ("p", ("b", b"x"))])
         for number in range(3):
-            httpx.request("INVENTED", f"{url}/{number}")
+            httpx.request("PROPFIND", f"{url}/{number}")
         text = httpx.get(f"{url}/metrics").text
     assert 'http_requests_total{method="POST",path="/predict",status="200"} 1' in text
     assert 'http_requests_total{method="other",path="other",status="404"} 3' in text

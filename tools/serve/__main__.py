@@ -33,7 +33,7 @@ LOOPBACK = frozenset({"127.0.0.1", "[::1]", "localhost"})
 def main(arguments: Sequence[str]) -> None:
     """Parse, load the model, listen, serve until a signal comes."""
     options = _parse(arguments)
-    missing = [name for name in ("fastapi", "uvicorn", "python_multipart") if not find_spec(name)]
+    missing = [name for name in ("fastapi", "uvicorn", "httptools", "python_multipart") if not find_spec(name)]
     if missing:
         raise StageError(f"{missing[0]} is not installed; run: make setup")
     from tools.serve.app import create_app  # only now: its packages may be missing

@@ -61,10 +61,12 @@ class Gate:
             self._metrics.request(method, path, exchange.status, time.perf_counter() - began)
 
     def _check(self, headers: Headers) -> None:
+        if len(headers.getlist("host")) > 1:
+            raise Problem(HTTPStatus.BAD_REQUEST, "the request has more than one Host header")
         # A page of another site may have its name resolve to this machine and then read the answers.
         if self._hosts is not None and _name(headers.get("host", "")) not in self._hosts:
             raise Problem(HTTPStatus.MISDIRECTED_REQUEST, "this server does not answer for the name in Host")
-        # The parser cuts long headers only when they arrive in several parts.
+        # The protocol refuses long headers only when they arrive in several parts.
         if sum(len(name) + len(value) for name, value in headers.raw) > HEADER_BYTES:
             detail = f"the headers have more than {HEADER_BYTES:,} bytes"
             raise Problem(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, detail)
