@@ -20,9 +20,9 @@ from PIL import Image
 from pydantic import BaseModel, Field
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Match, Route
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from stages.common.confidence import Confidence
 from stages.common.pictures import Unreadable
@@ -119,16 +119,15 @@ def create_app(
         },
     )
     _add_pages(app, record)
-    _add_predict(app, record, confidence, worker, limits, metrics)
+    served: ASGIApp = _add_predict(app, record, confidence, worker, limits, metrics)
     _add_open_inference(app, record, worker, limits, metrics)
 
     @app.get("/metrics", tags=["server"], summary="Counters for Prometheus")
     async def show_metrics() -> Response:
         return Response(metrics.text(worker.admitted), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    served: ASGIApp = app
     if origins:
-        served = CORSMiddleware(app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
+        served = CORSMiddleware(served, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
     return Gate(served, limits, hosts, metrics)
 
 
@@ -162,7 +161,7 @@ def _page(content: str, media_type: str) -> Callable[[], Awaitable[Response]]:
 
 def _add_predict(
     app: FastAPI, record: ModelRecord, confidence: Confidence, worker: Worker, limits: Limits, metrics: Metrics
-) -> None:
+) -> ASGIApp:
     version = open_inference.version(record)
 
     @app.post(
@@ -196,16 +195,31 @@ def _add_predict(
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, reasons)
         return _json({"model": version, "predictions": predictions})
 
-    # FastAPI's route is for the description. This one is first and answers, because it takes 40 µs less.
-    app.router.routes.insert(0, _PlainRoute("/predict", predict, methods=["POST"]))
+    return _Direct(app, predict)
 
 
-class _PlainRoute(Route):
-    """Starlette's route, which tells the gate its path as FastAPI's do."""
+class _Direct:
+    """Answers POST /predict, 30 µs sooner than FastAPI would, whose route is for the description."""
 
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child_scope = super().matches(scope)
-        return match, {**child_scope, "route": self}
+    def __init__(self, app: FastAPI, predict: Callable[[Request], Awaitable[Response]]) -> None:
+        self._app, self._predict = app, predict
+        (self._route,) = (each for each in app.routes if getattr(each, "endpoint", None) is predict)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (scope["method"], scope["path"]) != ("POST", "/predict"):
+            await self._app(scope, receive, send)
+            return
+        scope["route"] = self._route  # which the gate counts
+        request = Request(scope, receive)
+        try:
+            response = await self._predict(request)
+        except Problem as problem:
+            response = await _problem(request, problem)
+        except Exception as error:
+            response = await _failure(request, error)
+            await response(scope, receive, send)
+            raise  # for the log
+        await response(scope, receive, send)
 
 
 def _boolean(request: Request, name: str) -> bool:
@@ -222,11 +236,15 @@ async def _read(request: Request, limits: Limits) -> list[tuple[str | None, byte
         if not content:
             raise Problem(HTTPStatus.BAD_REQUEST, "the request has no body; send a picture")
         return [(None, content)]
-    async with request.form(max_files=limits.files, max_fields=limits.files) as form:
-        files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
-        if not files:
-            raise Problem(HTTPStatus.BAD_REQUEST, "the form has no files; send pictures")
-        return [(each.filename, await each.read()) for each in files]
+    try:
+        async with request.form(max_files=limits.files, max_fields=limits.files) as form:
+            files = [each for _, each in form.multi_items() if isinstance(each, UploadFile)]
+            contents = [(each.filename, await each.read()) for each in files]
+    except MultiPartException as error:
+        raise Problem(HTTPStatus.BAD_REQUEST, error.message) from None
+    if not contents:
+        raise Problem(HTTPStatus.BAD_REQUEST, "the form has no files; send pictures")
+    return contents
 
 
 def _add_open_inference(
