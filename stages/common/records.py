@@ -186,5 +186,8 @@ def read_split(folder: Path, name: str, record: Record) -> Split:
         raise damaged(path, f"expected class counts {expected.class_counts}, found {counts}")
     if isinstance(record, Statistics) and record.storage:
         # Not an array, but all that is done with the images of processed splits works with it.
-        return replace(split, images=cast("NDArray[Any]", ScaledImages(split.images, record.by_channel)))
+        images = cast("NDArray[Any]", ScaledImages(split.images, record.by_channel))
+        return replace(
+            split, images=images, scaled=lambda pixels: np.asarray(ScaledImages(pixels, record.by_channel))
+        )
     return split

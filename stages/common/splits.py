@@ -16,9 +16,10 @@ import os
 import re
 import shlex
 import struct
+import weakref
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,14 +61,17 @@ class Split:
     """A memory-mapped, read-only split.
 
     images: uint8 or float32 (N, H, W, C); labels: uint8 or uint16 (N,), or one-hot float32 (N, classes); no axis
-    but the first is ever empty; sha256: the digest of both.
+    but the first is ever empty; sha256: the digest of both; scaled: makes float32 of images that are stored
+    as uint8, where `images` does.
     """
 
     images: NDArray[Any]
     labels: NDArray[Any]
     sha256: str
     _map: mmap.mmap = field(repr=False)
-    _images_offset: int | None = field(default=None, repr=False)  # bytes into the map; None: elsewhere in memory
+    _images_offset: int | None = field(default=None, repr=False)  # bytes into the file; None: elsewhere in memory
+    _file: int = field(default=-1, repr=False)
+    scaled: Callable[[NDArray[np.uint8]], NDArray[np.float32]] | None = field(default=None, repr=False)
 
     def chunks(self, indices: NDArray[np.int64]) -> Iterator[NDArray[Any]]:
         """Yield copies of the images at `indices` in chunks of about `CHUNK` bytes and at most 2**16 images."""
@@ -79,21 +83,27 @@ class Split:
 
     def take(self, indices: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return copies of the images and labels at `indices`, int64 (n,), in any order."""
-        self._prefetch(indices)
-        taken = np.asarray(self.images[indices]), self.labels[indices]
+        if self._images_offset is None:
+            return np.asarray(self.images[indices]), self.labels[indices]
+        size = self.images[:1].nbytes
+        starts = (self._images_offset + size * indices).tolist()
+        self._prefetch(starts, size)
+        images = np.empty((len(indices), *self.images.shape[1:]), np.uint8 if self.scaled else self.images.dtype)
+        # Not through the map: around each image, the system may make megabytes part of this process's memory.
+        for image, start in zip(images, starts, strict=True):
+            if os.preadv(self._file, [image], start) != size:
+                raise StageError("a split was truncated while it was in use; run: dvc repro")
+        labels = self.labels[indices]
         self._release()
-        return taken
+        return self.scaled(images) if self.scaled else images, labels
 
-    def _prefetch(self, indices: NDArray[np.int64]) -> None:
+    def _prefetch(self, starts: list[int], size: int) -> None:
         """Ask the system to read these images at once, and nothing else.
 
         By default it reads each image when it is first accessed, and with it as much as the disk's read-ahead,
         which can be megabytes an image.
         """
-        if self._images_offset is None:
-            return
-        size = self.images[0].nbytes
-        for start in (self._images_offset + size * indices).tolist():
+        for start in starts:
             page = start - start % mmap.PAGESIZE
             self._map.madvise(mmap.MADV_WILLNEED, page, start + size - page)
 
@@ -166,6 +176,8 @@ def read(path: Path, sha256: str | None = None) -> Split:
                 end = start + member.file_size
                 arrays.append((*_verify(file, start, member, digest), start + _HEADER_SIZE))
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            number = os.dup(file.fileno())
+            weakref.finalize(mapped, os.close, number)
     except FileNotFoundError:
         raise StageError(f"{path}: no such file; run: dvc repro") from None
     except (zipfile.BadZipFile, NotImplementedError, ValueError) as error:
@@ -179,7 +191,7 @@ def read(path: Path, sha256: str | None = None) -> Split:
     found = digest.hexdigest()
     if sha256 not in (None, found):
         raise damaged(path, f"checksum mismatch (expected {str(sha256)[:8]}…, found {found[:8]}…)")
-    return Split(images, labels, found, mapped, arrays[0][2])
+    return Split(images, labels, found, mapped, arrays[0][2], number)
 
 
 def damaged(path: Path, problem: str) -> StageError:

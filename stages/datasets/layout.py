@@ -22,6 +22,7 @@ from typing import Literal
 from stages.common.failure import StageError
 
 MAX_CLASSES = 1 << 16  # labels have two bytes
+MANY = 20  # pictures, of which most have a number of their own as label: these are no classes
 EXPECTED = "expected one folder per class, such as cat/1.jpg and dog/2.jpg, or these in train/ and test/"
 PICTURES = re.compile(r"\.(png|jpe?g|jpe|jfif|mpo|webp|bmp|dib|tiff?|gif|avif|hei[cf]|hif)", re.IGNORECASE)
 # Files and folders of macOS, Windows and Synology, in lower case. Names that begin with a dot are ignored as well.
@@ -397,8 +398,22 @@ def _check_classes(root: str, pictures: Mapping[str, tuple[Role, str]], ignored:
     if not 2 <= len(classes) <= MAX_CLASSES:
         number = f"1 class ({min(classes)})" if len(classes) == 1 else f"{len(classes):,} classes"
         raise StageError(f"{root}: found {number}, expected 2 to {MAX_CLASSES:,}; {EXPECTED}{ignored}")
+    every = {label for _, label in pictures.values()}
+    if 2 * len(every) > len(pictures) > MANY and all(map(_is_number, every)):
+        raise StageError(
+            f"{root}: the labels are {len(every):,} different numbers for {len(pictures):,} pictures, such as "
+            f"{min(every)}: a regression, for which there is no network here; write classes, such as ranges"
+        )
     for split, present in by_role.items():
         if unknown := sorted(present - classes):
             same = [label for label in classes if label.strip().lower() == unknown[0].strip().lower()]
             hint = f"rename it to {same[0]!r}" if same else "add training images or exclude it"
             raise StageError(f"{root}: the class {unknown[0]!r} is in the {split} split only; {hint}")
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True

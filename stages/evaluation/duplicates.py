@@ -37,7 +37,7 @@ DIRECTIONS, CELLS, FREQUENCIES = 8, 4, 6
 CANDIDATES, COSINE = 4, 0.8  # so many per picture are compared in detail, of at least this cosine
 SHIFT, WINDOW = 4, 7  # pixels of the 32 x 32 grid
 FLAT = 30.0  # variance, in squared grey levels of 255, below which a window counts less: noise of JPEG
-BLOCK, COLUMNS = 1024, 8192  # a block of cosines has 32 MB
+BLOCK, COLUMNS = 1024, 2048  # a block of cosines has 8 MB, and ten times as much where all images are alike
 LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
 
 Images = NDArray[np.uint8] | Split  # uint8 (N, H, W, C)

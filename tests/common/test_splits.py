@@ -326,3 +326,20 @@ def test_a_split_without_images_is_read_back(tmp_path: Path, kind: str) -> None:
     found = splits.read(tmp_path / "a.npz", splits.write(tmp_path / "a.npz", images, labels))
     np.testing.assert_array_equal(found.images, images, strict=True)
     np.testing.assert_array_equal(found.labels, labels, strict=True)
+
+
+def test_taken_images_are_copies_of_those_asked_for_in_their_order(written: Written) -> None:
+    path, _, images, labels = written
+    split, order = splits.read(path), np.array([3, 0, 3, 4])
+    taken, given = split.take(order)
+    np.testing.assert_array_equal(taken, images[order])
+    np.testing.assert_array_equal(given, labels[order])
+    assert taken.flags.writeable
+
+
+def test_a_file_truncated_while_in_use_is_one_line(tmp_path: Path) -> None:
+    splits.write(tmp_path / "a.npz", *arrays("raw"))
+    split = splits.read(tmp_path / "a.npz")
+    os.truncate(tmp_path / "a.npz", 300)
+    with pytest.raises(StageError, match="a split was truncated while it was in use; run: dvc repro"):
+        split.take(np.array([0, 4]))

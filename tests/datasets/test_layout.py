@@ -162,6 +162,16 @@ def test_what_is_not_a_dataset_is_one_line(names: list[str], message: str) -> No
         of(*names)
 
 
+def test_labels_that_are_different_numbers_are_called_a_regression() -> None:
+    names = [f"images/{number}.jpg" for number in range(40)]
+    ages = [f"{name},{number / 8}" for number, name in enumerate(names)]
+    with pytest.raises(
+        StageError, match=r"the labels are 40 different numbers for 40 pictures, such as 0\.0: a regression"
+    ):
+        tabled("path,label", *ages, names=names)
+    assert tabled("path,label", *(f"{name},{number % 10}" for number, name in enumerate(names)), names=names)
+
+
 NAMES = ["images/1.jpg", "images/2.jpg", "images/3.jpg"]
 
 
