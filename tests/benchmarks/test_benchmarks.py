@@ -115,6 +115,18 @@ def test_recipes_draws_a_curve_for_each_contestant_that_was_run() -> None:
     assert "fast recipe" in drawn and "tutorial, fit" in drawn and "this engine" not in drawn
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux says there what a process uses")
+def test_memory_measures_the_stages_on_an_archive_and_removes_it(tmp_path: Path) -> None:
+    done = benchmark("memory", "40", "--archive", "tar", "--last", "preprocess", "--folder", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    rows = [line.split(" | ") for line in done.stdout.splitlines()[2:]]
+    assert [row[:2] for row in rows] == [["| 40", "download"], ["| 40", "preprocess"]]
+    for _, _, peak, private, mapped, *_ in rows:
+        assert 10 < int(private) + int(mapped) <= int(peak) + 1  # rounded each
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("started")
 @pytest.mark.parametrize("name", ["as in the recipe", "images of 16 x 16", "Keras's own gradient, 16 x 16"])
 def test_ingredients_takes_steps_of_each_variant(name: str) -> None:
