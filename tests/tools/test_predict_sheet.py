@@ -4,6 +4,7 @@ import base64
 import io
 import re
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from stages.common.confidence import Confidence
 from stages.common.failure import StageError
 from stages.common.pictures import Decoding
 from stages.common.splits import read
+from tests.browsing import visit
 from tests.project import Project
 from tools.predict import sheet
 from tools.predict.__main__ import main
@@ -42,15 +44,10 @@ def address(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> str
 @pytest.mark.parametrize("width", [360, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_shows_every_picture_on_any_screen_and_loads_nothing(
-    browser: Browser, address: str, width: int, scheme: str
+    browser: Browser, address: str, width: int, scheme: Literal["light", "dark"]
 ) -> None:
-    messages: list[str] = []
-    requests: list[str] = []
-    with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:  # type: ignore[arg-type]
-        page = context.new_page()
-        page.on("console", lambda message: messages.append(message.text))  # where a blocked style is reported
-        page.on("request", lambda request: requests.append(request.url))
-        page.goto(address, wait_until="networkidle")
+    with visit(browser, address, width, scheme) as (page, messages, requests):
+        page.wait_for_load_state("networkidle")  # a blocked style is reported in the console
         assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
         assert page.locator("li").count() == 9
         assert page.evaluate("[...document.images].map(image => image.naturalWidth > 0)") == [True] * 16

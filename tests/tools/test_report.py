@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page
 
 from stages.common.failure import StageError
 from stages.evaluation import scoring
+from tests.browsing import CONTRAST, visit
 from tests.project import ROOT, Project
 from tools.report import augmented, drawn, headline, markup, pictures, provenance, results, trust
 from tools.report.page import render
@@ -68,11 +69,8 @@ def copy(project: Project, tmp_path: Path) -> Path:
 @pytest.fixture(params=[(width, scheme) for width in WIDTHS for scheme in SCHEMES], ids=str)
 def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
     """The report, opened at each screen width and color scheme."""
-    width, scheme = request.param
-    with browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme) as context:
-        page = context.new_page()
-        page.goto(address)
-        yield page
+    with visit(browser, address, *request.param) as visited:
+        yield visited.page
 
 
 def with_predictions(run: Results, labels: list[int], probabilities: list[list[float]]) -> Results:
@@ -466,14 +464,8 @@ def test_a_run_without_mistakes_says_so(run: Results) -> None:
 
 
 def test_the_page_opens_without_errors_or_requests(browser: Browser, address: str) -> None:
-    page = browser.new_page()
-    messages: list[str] = []
-    requests: list[str] = []
-    page.on("console", lambda message: messages.append(message.text))
-    page.on("pageerror", lambda error: messages.append(str(error)))
-    page.on("request", lambda request: requests.append(request.url))
-    page.goto(address, wait_until="networkidle")
-    page.close()
+    with visit(browser, address, 1280, "light") as (page, messages, requests):
+        page.wait_for_load_state("networkidle")
     assert messages == []
     assert [url for url in requests if not url.startswith("data:")] == [address]
 
@@ -548,54 +540,6 @@ def test_the_numbers_of_a_chart_open_with_the_keyboard(page: Page) -> None:
         page.keyboard.press("Enter")
         assert table.is_visible()
         assert len(table.query_selector_all("tbody tr")) >= 1
-
-
-# The contrast (WCAG 2) of each text with the first opaque element under its center.
-CONTRAST = """
-async () => {
-    const style = document.createElement("style");
-    style.textContent = "* { pointer-events: auto !important; scroll-behavior: auto !important; }";
-    document.head.append(style);
-    for (const details of document.querySelectorAll("details")) details.open = false;
-    const parse = text => {
-        const [r, g, b, a = 1] = (text.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
-        return {rgb: [r, g, b], a};
-    };
-    const luminance = rgb => {
-        const [r, g, b] = rgb.map(v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    const paint = one => {
-        const style = getComputedStyle(one);
-        const within = one instanceof SVGElement && !(one instanceof SVGSVGElement);
-        if (within && style.fill === "none") return null;
-        const colour = parse(within ? style.fill : style.backgroundColor);
-        return colour.a > 0.99 && style.display !== "none" ? colour.rgb : null;
-    };
-    const below = [];
-    let measured = 0;
-    const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-    for (let node = walker.nextNode(); node; node = walker.nextNode()) {
-        const one = node.parentElement;
-        if (!node.data.trim() || !one.checkVisibility()) continue;
-        one.scrollIntoView({block: "center", inline: "start"});
-        const range = document.createRange();
-        range.selectNodeContents(node);
-        const box = range.getClientRects()[0];
-        if (!box || box.width < 1) continue;
-        const style = getComputedStyle(one);
-        const text = parse(one instanceof SVGElement ? style.fill : style.color).rgb;
-        const under = document.elementsFromPoint(box.x + box.width / 2, box.y + box.height / 2);
-        const behind = under.filter(other => other.tagName !== "text").map(paint).find(colour => colour);
-        if (!behind) { below.push(`nothing is behind ${node.data.trim()}`); continue; }
-        const [high, low] = [luminance(text), luminance(behind)].sort((a, b) => b - a);
-        const ratio = (high + 0.05) / (low + 0.05);
-        measured += 1;
-        if (ratio < 4.5) below.push(`${ratio.toFixed(2)}: ${node.data.trim().slice(0, 40)} in ${one.tagName}`);
-    }
-    return {measured, below};
-}
-"""
 
 
 def test_the_section_on_trust_has_a_sentence_for_each_computed_figure(run: Results) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, FilePayload, Page
 
+from tests.browsing import CONTRAST, visit
 from tests.project import Project
 from tests.tools.serving import Server, grey, png, serving
-from tests.tools.test_report import CONTRAST
 
 SCREENS = [(360, "light"), (360, "dark"), (1280, "light"), (1280, "dark")]
 
@@ -29,22 +29,11 @@ def address(first_run: Project) -> Iterator[str]:
 def page(request: pytest.FixtureRequest, browser: Browser, address: str) -> Iterator[Page]:
     """The page, which must cause no error and load from nowhere else."""
     width, scheme = request.param
-    with browser.new_context(
-        viewport={"width": width, "height": 800},
-        color_scheme=scheme,
-        bypass_csp="readable" in request.node.name,  # the measurement of contrast adds a style
-    ) as context:
-        context.set_default_timeout(10_000)
-        page = context.new_page()
-        messages: list[str] = []
-        asked: list[str] = []
-        page.on("console", lambda message: messages.append(message.text))
-        page.on("pageerror", lambda error: messages.append(str(error)))
-        page.on("request", lambda made: asked.append(made.url))
-        page.goto(address, wait_until="networkidle")
+    bypass_csp = "readable" in request.node.name  # the measurement of contrast adds a style
+    with visit(browser, address, width, scheme, bypass_csp) as (page, messages, requests):
         yield page
         assert [text for text in messages if "status of 422" not in text] == []
-        assert [url for url in asked if not url.startswith((address, "data:", f"blob:{address}"))] == []
+        assert [url for url in requests if not url.startswith((address, "data:", f"blob:{address}"))] == []
 
 
 def picture(name: str, level: int) -> FilePayload:
