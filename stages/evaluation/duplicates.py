@@ -14,6 +14,7 @@ so the size of the pictures does not matter. Descriptors are kept in a temporary
 """
 
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -81,8 +82,8 @@ def describe(images: Images, scratch: Path, advance: Advance = lambda _: None) -
     size = 0
     with tempfile.TemporaryFile(dir=scratch) as file:
         for start in range(0, count, BLOCK):
-            block = _take(images, np.arange(start, min(start + BLOCK, count)))
-            descriptors = _descriptors(_resized(block)).astype(np.float16)
+            block = _grids(images, np.arange(start, min(start + BLOCK, count)))
+            descriptors = _descriptors(block).astype(np.float16)
             file.write(descriptors.data)
             size = descriptors.shape[1]
             advance(len(block))
@@ -108,10 +109,9 @@ def _digests(images: Images) -> NDArray[np.uint64]:
     """Return 64 bits of a hash of each image's pixels: equal ones of 1,000,000 images are equal but for 3e-8."""
     count, _ = _extent(images)
     digests = np.empty(count, np.uint64)
-    for start in range(0, count, BLOCK):
-        block = _take(images, np.arange(start, min(start + BLOCK, count)))
-        content = b"".join(hashlib.blake2b(image.data, digest_size=8).digest() for image in block)
-        digests[start : start + BLOCK] = np.frombuffer(content, np.uint64)
+    for piece in _pieces(images, np.arange(count)):
+        content = b"".join(hashlib.blake2b(image.data, digest_size=8).digest() for image in _take(images, piece))
+        digests[piece] = np.frombuffer(content, np.uint64)
     return digests
 
 
@@ -146,7 +146,7 @@ def partners(
         query, reference, cosines = query[wanted], reference[wanted], cosines[wanted]
         for piece in range(0, len(query), BLOCK):
             i, j = query[piece : piece + BLOCK], reference[piece : piece + BLOCK]
-            structure = _structure(_resized(_take(queries.images, i)), _resized(_take(references.images, j)))
+            structure = _structure(_grids(queries.images, i), _grids(references.images, j))
             found = np.minimum(((cosines[piece : piece + BLOCK] + structure) / 2).round(4), 0.9999)
             for a, b, value in zip(i.tolist(), j.tolist(), found.tolist(), strict=True):
                 if value >= THRESHOLD and value > similarity[a]:
@@ -205,6 +205,19 @@ def _candidates(
     # Again in float64: products of large matrices differ in their last digits from machine to machine.
     exact = np.einsum("nd,nd->n", descriptors[row].astype(np.float64), references.at(names))
     return row, names, exact
+
+
+def _pieces(images: Images, indices: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Yield `indices` in pieces whose images have as many pixels as a block of 32 x 32."""
+    _, shape = _extent(images)
+    size = max(1, BLOCK * SIDE * SIDE // math.prod(shape[:2]))
+    for start in range(0, len(indices), size):
+        yield indices[start : start + size]
+
+
+def _grids(images: Images, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the images at `indices` as `_resized` does, float32 (n, 32, 32, C); n > 0."""
+    return np.concatenate([_resized(_take(images, piece)) for piece in _pieces(images, indices)])
 
 
 def _resized(images: NDArray[np.uint8]) -> NDArray[np.float32]:
