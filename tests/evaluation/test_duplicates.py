@@ -2,6 +2,7 @@
 
 import csv
 import io
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -106,6 +107,20 @@ def test_the_size_of_the_blocks_does_not_change_the_result(
             results.append(duplicates.partners(collection, collection))
     np.testing.assert_array_equal(results[0][0], results[1][0])
     np.testing.assert_allclose(results[0][1], results[1][1], atol=2e-4)
+
+
+def test_large_pictures_take_no_more_memory_than_small_ones(tmp_path: Path) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (24, 14, 14, 3), np.uint8)
+    images = small.repeat(32, axis=1).repeat(32, axis=2)
+    images[1] = images[23] // 2 + 64  # a near copy, so that pairs are compared in detail as well
+    tracemalloc.start()
+    try:
+        near = duplicates.find_leaks(images[:12], images[12:], near=True, scratch=tmp_path)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert np.flatnonzero(near).tolist() == [1]
+    assert peak < 2 * images.nbytes  # as float32, they take four times as much
 
 
 def test_leaks_of_a_split_are_its_images_with_a_partner_in_training(tmp_path: Path) -> None:
