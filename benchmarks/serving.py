@@ -222,6 +222,8 @@ def running(server: str, folder: Path, exact: bool) -> Iterator[tuple[int, psuti
                 break
             if process.poll() is not None:
                 raise StageError(f"the server ended: {process.stderr.read() if process.stderr else ''}")
+        else:
+            raise StageError("the server did not listen within a minute")
         time.sleep(1)
         yield 8471, psutil.Process(process.pid)
     finally:
