@@ -116,7 +116,8 @@ def test_verify_rebuilds_it(final: Project) -> None:
 
 
 def test_the_audit_has_the_test_labels_only(final: Project) -> None:
-    tool(final, "tools.audit", "labels")
+    lines = tool(final, "tools.audit", "labels")
+    assert "There are no validation images to audit (preprocess.validation_fraction: 0)\n" in lines
     found = json.loads((final.folder / "audit/labels.json").read_bytes())
     assert "audited_train" not in found
     assert found["audited_test"] == 360

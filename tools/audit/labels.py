@@ -80,6 +80,8 @@ def audit(data: Data, out: Path, folds: int) -> tuple[list[str], list[Row]]:
         f"{titles[name]}: {count:,} of {len(indices[name]):,} labels are suspicious"
         for name, count in counts.items()
     ]
+    if not folds and not len(data.held_out):
+        lines.append("There are no validation images to audit (preprocess.validation_fraction: 0)")
     if not folds:
         lines.append("The images that the model was trained on were not audited; to train five models: --folds 5")
     summary = {f"suspicious_{name}": count for name, count in counts.items()}
@@ -111,6 +113,11 @@ def _write(data: Data, out: Path, rows: list[Row]) -> None:
         element(
             "p",
             f"{len(shown):,} of {len(rows):,} suspicious labels, most suspicious first; all: labels.csv",
+        ),
+        element(
+            "p",
+            "Each picture: split and index in data/raw, given label, likely label, in brackets the probability"
+            " of the likely label minus that of the given one",
         ),
         element("ul", join(shown), class_="gallery"),
     ]

@@ -71,13 +71,18 @@ def audit(data: Data, out: Path) -> tuple[list[str], list[Pair]]:
     shown = [
         element(
             "li",
-            join([*(_shown(data, *side) for side in (pair[:2], pair[2:4])), element("span", f"{pair[4]:.4f}")]),
+            join(
+                [
+                    *(_shown(data, *side) for side in (pair[:2], pair[2:4])),
+                    element("span", f"similarity {pair[4]:.4f}"),
+                ]
+            ),
         )
         for pair in pairs[:SHOWN]
     ]
     what = f"The {len(shown)} most similar of {len(pairs):,} pairs" if len(pairs) > SHOWN else "All pairs"
     body = [
-        *(element("p", line) for line in lines),
+        *(element("p", line) for line in lines[len(kinds) :]),  # the first ones are in the table
         numbers,
         element("h2", what),
         element("p", "Similarity 1 means identical pixels. All pairs are in leaks.csv."),

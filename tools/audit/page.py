@@ -16,7 +16,8 @@ body { margin: 0 auto; max-width: 76rem; padding: 2rem 1rem; font: 1rem/1.6 syst
 table { border-collapse: collapse; } caption { text-align: left; font-weight: 600; }
 th, td { padding: 0.2rem 1rem 0.2rem 0; text-align: left; } .number { text-align: right; }
 .gallery { display: flex; flex-wrap: wrap; gap: 1rem; padding: 0; list-style: none; font-size: 0.8rem; }
-.gallery li { display: flex; gap: 0.3rem; flex-wrap: wrap; max-width: 15rem; }
+.gallery li { display: flex; gap: 0.3rem; flex-wrap: wrap; max-width: 15rem; padding: 0.5rem;
+  border: 1px solid #8885; border-radius: 0.5rem; }
 figure { margin: 0; width: 7rem; } img { width: 6rem; image-rendering: pixelated; }
 """
 

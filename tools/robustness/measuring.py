@@ -128,7 +128,7 @@ def given_pictures(paths: Sequence[str], rules: Decoding, problems: list[str]) -
 
 def _batches(test: Split) -> Iterator[tuple[Pixels, NDArray[Any]]]:
     for start in range(0, len(test.labels), STEP):
-        yield np.asarray(test.images[start : start + STEP]), test.labels[start : start + STEP]
+        yield test.take(np.arange(start, min(start + STEP, len(test.labels))))  # its pages do not stay in memory
 
 
 def _resumed(path: Path, run: dict[str, Any]) -> dict[str, list[float]]:

@@ -39,6 +39,7 @@ def write(out: Path, accuracy: Accuracy, areas: Areas) -> None:
         "mark": {"type": "line", "point": True},
         "width": 150,
         "height": 110,
+        "resolve": {"axis": {"x": "independent"}},  # below each part: the last row is not full
         "encoding": {
             "facet": {"field": "corruption", "columns": 4, "title": None, "sort": list(CORRUPTIONS)},
             "x": {"field": "severity", "type": "quantitative", "axis": {"tickCount": 5}},
