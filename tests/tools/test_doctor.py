@@ -115,7 +115,7 @@ def test_a_healthy_checkout_is_ok_in_every_line_and_is_not_changed(finished: Pro
     assert snapshot(*everything) == before
     *lines, empty, last = done.stdout.splitlines()
     assert [re.sub(r"^ok +(\S+( \S+)?)  .*", r"\1", line) for line in lines] == NAMES, done.stdout
-    assert (empty, last) == ("", f"nothing wrong, 0 notes, {len(NAMES)} ok")
+    assert (empty, last) == ("", f"nothing wrong, 0 to note, {len(NAMES)} ok")
     assert re.search(r"oneDNN uses \S+.*; this CPU has: ", done.stdout)
 
 
@@ -170,7 +170,7 @@ def test_a_wrong_finding_is_one_line_and_an_exit_code(
         "wrong  cache        could not be checked: ValueError: of two lines; for more; "
         "run: STAGES_DEBUG=1 python -m tools.doctor",
         "",
-        "1 wrong, 0 notes, 1 ok",
+        "1 wrong, 0 to note, 1 ok",
     ]
 
 

@@ -31,8 +31,9 @@ def params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_applying_a_recipe_and_going_back_restores_the_file(params: Path) -> None:
-    recipe.main(["fast"])
+@pytest.mark.parametrize("name", ["fast", "accurate"])
+def test_applying_a_recipe_and_going_back_restores_the_file(params: Path, name: str) -> None:
+    recipe.main([name])
     check_params(params)
     assert read(params)["model"]["network"] == "fast"
     recipe.main(["tutorial"])
@@ -77,7 +78,8 @@ def test_the_demo_s_params_fit_the_fast_network(params: Path) -> None:
 
 
 def test_an_unknown_recipe_names_the_available_ones(params: Path) -> None:
-    with pytest.raises(StageError, match=r"^fats: no such recipe; available: fast, pretrained, tutorial$"):
+    known = "accurate, fast, pretrained, tutorial"
+    with pytest.raises(StageError, match=f"^fats: no such recipe; available: {known}$"):
         recipe.main(["fats"])
     assert params.read_text(encoding="utf-8") == PARAMS
 

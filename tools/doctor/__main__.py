@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
         lines = [{"check": name, **asdict(finding)} for name, finding in found]
         print(json.dumps({"wrong": counts["wrong"], "findings": lines}, indent=2, ensure_ascii=False))
     else:
-        print(f"\n{counts['wrong'] or 'nothing'} wrong, {counts['note']} notes, {counts['ok']} ok")
+        print(f"\n{counts['wrong'] or 'nothing'} wrong, {counts['note']} to note, {counts['ok']} ok")
     sys.exit(1 if counts["wrong"] else 0)
 
 
