@@ -175,9 +175,9 @@ def _report(kept: Mapping[str, Any]) -> None:
 
 def chart(runs: Mapping[str, Mapping[str, Run]]) -> dict[str, Any]:
     """Return the curves, accuracy by seconds, of the first seed of each contestant, as Vega-Lite."""
-    names = {"fit": "tutorial, fit", "tutorial": "tutorial, this engine", "fast": "fast", "accurate": "accurate"}
+    names = {"fit": "tutorial, fit", "tutorial": "tutorial, this engine"}
     points = [
-        {"run": names[name], "seconds": seconds, "accuracy": accuracy}
+        {"run": names.get(name, name), "seconds": seconds, "accuracy": accuracy}
         for name, seeds in runs.items()
         if seeds
         for seconds, accuracy in next(iter(seeds.values()))["curve"]

@@ -112,7 +112,8 @@ def test_recipes_keeps_no_run_of_another_recipe_data_or_machine(tmp_path: Path) 
 def test_recipes_draws_a_curve_for_each_contestant_that_was_run() -> None:
     runs = {name: {"0": {"curve": [[2.0, 0.5], [4.0, 0.75]]}} for name in ("fit", "fast")} | {"tutorial": {}}
     drawn = vl_convert.vegalite_to_svg(recipes.chart(runs))
-    assert "fast" in drawn and "tutorial, fit" in drawn and "this engine" not in drawn
+    assert ">fast<" in drawn and ">tutorial, fit<" in drawn
+    assert "this engine" not in drawn and "accurate" not in drawn
 
 
 @pytest.mark.slow
