@@ -3,12 +3,12 @@
     python -m benchmarks.recipes                            # where `dvc repro preprocess` has run: hours
 
 In turns, each in a separate process: the tutorial's `fit` for 20 epochs (`fit`), and the train stage with the
-recipes `tutorial`, `fast` and `accurate`, the last two in bfloat16 where the CPU supports it natively. All
-train and validate on the same images; the test split is not read. For `fast` and `accurate`, it also reports
-the accuracy of the mean of 2 and of 6 views of each image, as `evaluate.views` does. CPU time is that of the
-process, validation included; rely on it where other work shares the machine. benchmarks/recipes.json keeps the
-results: a run with the same machine, recipe and data is not repeated, so you can stop and resume. Delete that
-file after a change of the code.
+recipes `tutorial`, `fast` and `accurate`, the last two in bfloat16 where `tools.recipe` chooses it. All train and
+validate on the same images; the test split is not read. For `fast` and `accurate`, it also reports the accuracy
+of the mean of 2 and of 6 views of each image, as `evaluate.views` does. CPU time is that of the process,
+validation included; rely on it where other work shares the machine. benchmarks/recipes.json keeps the results: a
+run with the same machine, recipe and data is not repeated, so you can stop and resume. Delete that file after a
+change of the code.
 """
 
 import argparse

@@ -52,18 +52,33 @@ def test_other_choices_and_comments_stay(params: Path) -> None:
     assert text.startswith(PARAMS[: PARAMS.index("dataset:")])
 
 
-@pytest.mark.parametrize(("computes", "precision"), [(True, "bfloat16"), (False, "float32")])
-def test_the_precision_is_one_that_this_cpu_supports(
+@pytest.mark.parametrize(
+    ("vendor", "computes", "amx", "precision"),
+    [
+        ("AuthenticAMD", True, False, "bfloat16"),
+        ("AuthenticAMD", False, False, "float32"),
+        ("GenuineIntel", True, True, "bfloat16"),
+        ("GenuineIntel", True, False, "float32"),
+    ],
+)
+def test_the_precision_is_the_faster_one_of_this_cpu(
     params: Path,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    vendor: str,
     computes: bool,
+    amx: bool,
     precision: str,
 ) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"vendor_id\t: {vendor}\n", encoding="utf-8")
+    monkeypatch.setattr(recipe, "CPUINFO", cpuinfo)
     monkeypatch.setattr(recipe, "has_bfloat16", lambda: computes)
+    monkeypatch.setattr(recipe, "has_amx", lambda: amx)
     recipe.main(["fast"])
     assert read(params)["runtime"]["precision"] == precision
-    assert ("no bfloat16 instructions: using float32" in capsys.readouterr().err) is not computes
+    assert ("not faster in bfloat16: using float32" in capsys.readouterr().err) is (precision == "float32")
 
 
 @pytest.mark.usefixtures("started")

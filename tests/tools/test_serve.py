@@ -185,8 +185,8 @@ def test_a_tensor_that_does_not_fit_is_refused_with_the_reason(changes: dict[str
     ("method", "path", "content", "status", "words"),
     [
         ("POST", "/predict", b"", 400, "no body"),
-        ("POST", "/predict", b"GIF89a", 422, "the picture is (damaged|not a picture)"),
-        ("POST", "/predict", grey(7)[:40], 422, "the picture is"),
+        ("POST", "/predict", b"GIF89a", 422, "the file is (damaged|not a picture)"),
+        ("POST", "/predict", grey(7)[:40], 422, "the file is"),
         ("POST", "/predict", b"x" * 100_001, 413, "more than 100,000 bytes"),
         ("POST", "/predict?pixels=perhaps", grey(7), 400, "query.pixels"),
         ("GET", "/predict", None, 405, "Method Not Allowed"),

@@ -191,7 +191,7 @@ def _add_predict(
                     prediction["pixels"] = _data_uri(each)
             predictions.append(prediction)
         if not images:
-            reasons = "; ".join(f"{each.get('name', 'the picture')} {each['error']}" for each in predictions[:3])
+            reasons = "; ".join(f"{each.get('name', 'the file')} {each['error']}" for each in predictions[:3])
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, reasons)
         return _json({"model": version, "predictions": predictions})
 
