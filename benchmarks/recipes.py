@@ -6,9 +6,9 @@ In turns, each in a separate process: the tutorial's `fit` for 20 epochs (`fit`)
 recipes `tutorial`, `fast` and `accurate`, the last two in bfloat16 where `tools.recipe` chooses it. All train and
 validate on the same images; the test split is not read. For `fast` and `accurate`, it also reports the accuracy
 of the mean of 2 and of 6 views of each image, as `evaluate.views` does. CPU time is that of the process,
-validation included; rely on it where other work shares the machine. benchmarks/recipes.json keeps the results: a
-run with the same machine, recipe and data is not repeated, so you can stop and resume. Delete that file after a
-change of the code.
+validation included; rely on it where other work shares the machine. benchmarks/recipes.json keeps the results of
+each machine: a run with the same recipe and data is not repeated, so you can stop and resume. Delete that file
+after a change of the code.
 """
 
 import argparse
@@ -50,14 +50,15 @@ def main(arguments: Sequence[str]) -> None:
     if options.only:
         print(json.dumps(run(options.only, options.seeds[0], options.processed, options.began)))
         return
-    kept = still_true(json.loads(KEPT.read_bytes()) if KEPT.exists() else {}, options.processed)
+    of_machines = json.loads(KEPT.read_bytes()) if KEPT.exists() else {}
+    kept = still_true(of_machines.get(machine.describe(), {}), options.processed)
     for seed in options.seeds:
         for name in options.contestants:
             if str(seed) not in kept["runs"][name]:
                 known = ["--processed", str(options.processed.resolve()), "--began", str(time.time())]
                 found = measured("benchmarks.recipes", "--only", name, "--seeds", str(seed), *known)
                 kept["runs"][name][str(seed)] = found
-                write_json(KEPT, kept)
+                write_json(KEPT, of_machines | {machine.describe(): kept})
                 print(f"seed {seed}: {name} {found['accuracy']:.4f} in {found['seconds']:,.0f} s", flush=True)
     _report(kept)
     with replacing(CHART) as partial:
@@ -65,14 +66,13 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def still_true(kept: Mapping[str, Any], processed: Path) -> dict[str, Any]:
-    """Return what is kept, without the runs of another machine, recipe or data."""
-    here = kept.get("machine") == machine.describe()
+    """Return what is kept of this machine, without the runs of another recipe or data."""
     subjects = {name: what(name, processed) for name in CONTESTANTS}
     runs = {
-        name: kept["runs"][name] if here and kept["subjects"][name] == subject else {}
+        name: kept["runs"][name] if kept and kept["subjects"].get(name) == subject else {}
         for name, subject in subjects.items()
     }
-    return {"machine": machine.describe(), "subjects": subjects, "runs": runs}
+    return {"subjects": subjects, "runs": runs}
 
 
 def what(name: str, processed: Path) -> str:
@@ -151,7 +151,7 @@ def _of_views(model: Path, split: Split) -> Run:
 
 def _report(kept: Mapping[str, Any]) -> None:
     columns = "".join(f"{name:>20}" for name in ACCURACIES)
-    print(f"\n{kept['machine']}\n\n{'':9} runs{columns}   seconds   CPU s")
+    print(f"\n{machine.describe()}\n\n{'':9} runs{columns}   seconds   CPU s")
     summary: dict[str, Any] = {}
     for name, runs in kept["runs"].items():
         if not runs:
