@@ -1,12 +1,13 @@
 """Shared fixtures. TensorFlow is loaded only when a test asks for it."""
 
+import importlib
 import os
 import random
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 from filelock import FileLock
 from playwright.sync_api import Browser, sync_playwright
 
+from stages.common import failure
 from stages.model import runtime
 from tests.project import Project, environment_at, make_project
 
@@ -33,6 +35,9 @@ LONG = (
     "test_loop",
 )
 
+
+# The commands of this environment, also where it is not activated.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
 # Processes that a shell starts in the background ignore Ctrl-C, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -134,6 +139,20 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
             project.commit("The first run")
             project.folder.rename(folder)
     return Project(folder, environment_at(home))
+
+
+@pytest.fixture
+def run_here(
+    started: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[Project, str], "subprocess.CompletedProcess[str]"]:
+    """Run a stage in this process, which has loaded TensorFlow; that takes a process of its own five seconds."""
+
+    def run(project: Project, stage: str) -> "subprocess.CompletedProcess[str]":
+        monkeypatch.chdir(project.folder)
+        code = failure.run(stage, importlib.import_module(f"stages.{stage}").main, [])
+        return subprocess.CompletedProcess(stage, code, *capsys.readouterr())
+
+    return run
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +15,12 @@ from typing import Any
 from tools.demo import choose, copy_tracked
 
 ROOT = Path(__file__).parent.parent
+STAGES = ["download", "preprocess", "train", "evaluate"]
 SMALL = {
     "dataset.name": "digits",
     "model.blocks": [{"filters": 8, "layers": 1, "pool": 2, "dropout": 0.1}],
     "model.dense": [16],
-    "train.epochs": 1,
+    "train.epochs": 3,
 }
 
 
@@ -49,6 +49,10 @@ class Project:
     def repro(self, *arguments: str) -> list[str]:
         """Run `dvc repro` and return the names of the stages that it ran."""
         return re.findall(r"Running stage '(\w+)'", self.run("dvc", "repro", *arguments).stdout)
+
+    def affected(self) -> list[str]:
+        """Return the names of the stages of which `dvc status` says that a file or key has changed."""
+        return sorted(self.json("dvc", "status", "--json"), key=STAGES.index)
 
     def json(self, *command: str) -> Any:
         """Run a command and return the JSON that it prints."""
@@ -92,7 +96,6 @@ def environment_at(home: Path) -> dict[str, str]:
         if not name.startswith(("DVC_", "GIT_", "DATASET_", "STAGES_"))
     }
     environment.update(
-        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         PYTHONDONTWRITEBYTECODE="1",
         DVC_SITE_CACHE_DIR=str(home / "dvc-site"),
         DVC_GLOBAL_CONFIG_DIR=str(home / "dvc-global"),

@@ -1,8 +1,10 @@
-"""stages/evaluate.py as a process: figures that hold together, and no model but the one trained here."""
+"""stages/evaluate.py: figures that hold together, and no model but the one trained here."""
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -15,15 +17,13 @@ from stages.common.splits import read
 from tests.project import Project
 
 COMMAND = (sys.executable, "-m", "stages.evaluate")
+RunHere = Callable[[Project, str], "CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
 def evaluated(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project after a whole run."""
-    project = first_run.copy(tmp_path_factory.mktemp("evaluated") / "project")
-    project.choose("train.epochs", 3)
-    project.repro()
-    return project
+    return first_run.copy(tmp_path_factory.mktemp("evaluated") / "project")
 
 
 @pytest.fixture
@@ -96,38 +96,42 @@ def test_a_model_from_elsewhere_is_refused(project: Project) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "3"])
-def test_a_damaged_record_of_the_model_is_one_line_with_the_remedy(project: Project, content: str) -> None:
+def test_a_damaged_record_of_the_model_is_one_line_with_the_remedy(
+    project: Project, run_here: RunHere, content: str
+) -> None:
     path = project.folder / "models/model.json"
     path.chmod(0o644)
     path.write_text(content, encoding="utf-8")
-    failed = project.run(*COMMAND, check=False)
+    failed = run_here(project, "evaluate")
     assert failed.returncode == 1
     assert failed.stderr.startswith("evaluate: models/model.json: ")
     assert "dvc repro" in failed.stderr
     assert len(failed.stderr.splitlines()) == 1
 
 
-def test_a_model_of_other_data_is_refused(project: Project) -> None:
+def test_a_model_of_other_data_is_refused(project: Project, run_here: RunHere) -> None:
     path = project.folder / "models/model.json"
     path.chmod(0o644)
     record = json.loads(path.read_bytes())
     path.write_text(json.dumps({**record, "std": [2.0]}), encoding="utf-8")
-    failed = project.run(*COMMAND, check=False)
+    failed = run_here(project, "evaluate")
     expected = "evaluate: the model was trained on other data (std differs); run: dvc repro\n"
     assert (failed.returncode, failed.stderr) == (1, expected)
 
 
 @pytest.mark.parametrize("name", ["models/model.json", "models/model.keras"])
-def test_a_missing_input_is_one_line_with_the_remedy(project: Project, name: str) -> None:
+def test_a_missing_input_is_one_line_with_the_remedy(project: Project, run_here: RunHere, name: str) -> None:
     (project.folder / name).unlink()
-    failed = project.run(*COMMAND, check=False)
+    failed = run_here(project, "evaluate")
     assert (failed.returncode, failed.stderr) == (1, f"evaluate: {name}: no such file; run: dvc repro\n")
 
 
 @pytest.mark.parametrize("k", [10, 11])
-def test_every_image_is_a_hit_among_as_many_classes_as_there_are(project: Project, k: int) -> None:
+def test_every_image_is_a_hit_among_as_many_classes_as_there_are(
+    project: Project, run_here: RunHere, k: int
+) -> None:
     project.choose("evaluate.top_k", k)
-    done = project.run(*COMMAND)
+    done = run_here(project, "evaluate")
     assert (
         f"evaluate: evaluate.top_k is {k}, but there are only 10 classes: every image counts as correct\n"
         in done.stderr
@@ -135,11 +139,10 @@ def test_every_image_is_a_hit_among_as_many_classes_as_there_are(project: Projec
     assert figures(project)[f"top_{k}_accuracy"] == 1
 
 
-@pytest.mark.usefixtures("started")
-def test_views_add_figures_and_change_none(project: Project) -> None:
+def test_views_add_figures_and_change_none(project: Project, run_here: RunHere) -> None:
     plain = figures(project)
     project.choose("evaluate.views", 6)
-    project.run(*COMMAND)
+    assert run_here(project, "evaluate").returncode == 0
     found = figures(project)
     two, six = (
         {name.removeprefix(prefix): found.pop(name) for name in list(found) if name.startswith(prefix)}
@@ -162,10 +165,12 @@ def test_views_add_figures_and_change_none(project: Project) -> None:
     assert len({plain["loss"], two["loss"], six["loss"]}) == 3
 
 
-def test_calibration_lowers_the_loss_on_validation_and_only_the_probabilities_change(project: Project) -> None:
+def test_calibration_lowers_the_loss_on_validation_and_only_the_probabilities_change(
+    project: Project, run_here: RunHere
+) -> None:
     plain = figures(project)
     project.choose("evaluate.temperature", "validation")
-    project.run(*COMMAND)
+    assert run_here(project, "evaluate").returncode == 0
     both = figures(project)
     assert (both["accuracy"], both["temperature"]) == (plain["accuracy"], plain["temperature"])
     assert (plain["loss"], both["loss"]) == (plain["uncalibrated.loss"], plain["calibrated.loss"])

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,13 +25,14 @@ OUTPUTS = (
     "metrics/history.csv",
 )
 COMMAND = (sys.executable, "-m", "stages.train")
+RunHere = Callable[[Project, str], "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with processed data, nothing trained, that checkpoints after every call of the steps."""
     project = make_project(tmp_path_factory.mktemp("prepared") / "project", tmp_path_factory.mktemp("home"))
-    project.choose("train.epochs", 30)
+    project.choose("train.epochs", 16)
     project.choose("train.checkpoint_minutes", 1e-9)
     assert project.repro("preprocess") == ["download", "preprocess"]
     return project
@@ -109,7 +110,7 @@ def test_splits_stored_as_uint8_give_the_same_model_and_predictions(
 
 def test_a_run_killed_twice_ends_in_the_same_bytes(project: Project, undisturbed: dict[str, bytes]) -> None:
     moments = random.Random(0)
-    for epoch in (0, 14):  # of 30: by progress, as by time a quick machine would be done before
+    for epoch in (0, 7):  # of 16: by progress, as by time a quick machine would be done before
         process = start(project)
         wait_for_checkpoint(project, process, epoch)
         time.sleep(moments.uniform(0, 0.05))
@@ -137,7 +138,7 @@ def test_the_fast_recipe_ends_in_the_same_bytes_killed_or_not(
     path.write_text(with_recipe(path.read_text(encoding="utf-8"), fast), encoding="utf-8")
     project.choose("model.widths", [8, 12])  # the digits are small
     project.choose("train.batch_size", 64)
-    project.choose("train.epochs", 30)
+    project.choose("train.epochs", 12)
     project.choose("train.checkpoint_minutes", 1e-9)
     project.choose("runtime.precision", precision)
     project.choose("runtime.strategy", strategy)
@@ -146,7 +147,7 @@ def test_the_fast_recipe_ends_in_the_same_bytes_killed_or_not(
     other = project.copy(tmp_path / "other")
     other.run(*COMMAND)
     process = start(project)
-    wait_for_checkpoint(project, process, epoch=7)
+    wait_for_checkpoint(project, process, epoch=4)
     process.kill()
     process.communicate()
     assert "train: resuming after epoch " in project.run(*COMMAND).stderr
@@ -176,9 +177,9 @@ def test_a_second_trainer_is_refused_while_the_first_lives(
     os.kill(training.pid, signal.SIGCONT)
 
 
-def test_a_loss_that_explodes_stops_training_and_writes_no_model(project: Project) -> None:
+def test_a_loss_that_explodes_stops_training_and_writes_no_model(project: Project, run_here: RunHere) -> None:
     project.choose("train.learning_rate", 1e30)
-    failed = project.run(*COMMAND, check=False)
+    failed = run_here(project, "train")
     assert failed.returncode == 1
     assert "train: the loss is " in failed.stderr
     assert "in epoch 1, step " in failed.stderr
@@ -201,16 +202,16 @@ def test_a_changed_byte_in_the_data_is_caught_before_training(project: Project) 
 @pytest.mark.parametrize(
     "value", [".", "nowhere.Callback", "stages.training.identity.run_key", "keras.callbacks.Nothing"]
 )
-def test_a_callback_that_cannot_be_made_is_named(project: Project, value: str) -> None:
+def test_a_callback_that_cannot_be_made_is_named(project: Project, run_here: RunHere, value: str) -> None:
     project.choose("train.callbacks", [value])
-    failed = project.run(*COMMAND, check=False)
+    failed = run_here(project, "train")
     assert failed.returncode == 1
     assert failed.stderr.startswith(f"train: train.callbacks: '{value}' cannot be created:")
 
 
-def test_a_callable_that_makes_no_callback_is_named(project: Project) -> None:
+def test_a_callable_that_makes_no_callback_is_named(project: Project, run_here: RunHere) -> None:
     project.choose("train.callbacks", ["os.getcwd"])
-    failed = project.run(*COMMAND, check=False)
+    failed = run_here(project, "train")
     assert failed.returncode == 1
     assert (
         failed.stderr
@@ -218,10 +219,10 @@ def test_a_callable_that_makes_no_callback_is_named(project: Project) -> None:
     )
 
 
-def test_a_key_without_effect_is_said(project: Project) -> None:
+def test_a_key_without_effect_is_said(project: Project, run_here: RunHere) -> None:
     project.choose("train.momentum", 0.9)
     project.choose("train.epochs", 1)
-    assert "train: train.momentum has no effect with optimizer adam" in project.run(*COMMAND).stderr
+    assert "train: train.momentum has no effect with optimizer adam" in run_here(project, "train").stderr
 
 
 @pytest.mark.slow
@@ -265,8 +266,8 @@ def test_a_person_s_own_callback_is_called(project: Project) -> None:
     assert "mine was called" in project.run(*COMMAND).stdout
 
 
-def test_tensorboard_s_logs_are_written_and_git_ignores_them(project: Project) -> None:
+def test_tensorboard_s_logs_are_written_and_git_ignores_them(project: Project, run_here: RunHere) -> None:
     project.choose("train.epochs", 1)
-    project.run(*COMMAND)
+    run_here(project, "train")
     assert any(project.folder.glob("logs/tensorboard/*/train/events.out.*"))
     assert any(project.folder.glob("logs/tensorboard/*/validation/events.out.*"))

@@ -199,7 +199,7 @@ def test_the_last_commit_and_the_workspace_are_the_defaults(runs: Project) -> No
     done = call(runs)
     assert done.returncode == 0, done.stderr
     assert re.search(r"^metric +HEAD +workspace +difference", done.stdout, re.MULTILINE)
-    assert re.search(r"^train\.epoch +1 +2 +\+1 +-$", done.stdout, re.MULTILINE)
+    assert re.search(r"^train\.epoch +3 +2 +-1 +-$", done.stdout, re.MULTILINE)
 
 
 @pytest.mark.parametrize(

@@ -341,7 +341,7 @@ def test_a_broken_local_config_is_named_and_moved_away(project: Project) -> None
 @pytest.mark.parametrize("command", ["rebase", "cherry-pick"])
 def test_the_remedy_for_an_unfinished_rebase_aborts_it(project: Project, command: str) -> None:
     project.run("git", "checkout", "--quiet", "-b", "other")
-    for branch, epochs in (("other", 2), ("main", 3)):
+    for branch, epochs in (("other", 4), ("main", 5)):
         project.run("git", "checkout", "--quiet", branch)
         project.choose("train.epochs", epochs)
         project.commit(branch)
@@ -353,10 +353,10 @@ def test_the_remedy_for_an_unfinished_rebase_aborts_it(project: Project, command
 
 
 def test_the_remedy_for_a_stash_conflict_resets_it(project: Project) -> None:
-    project.choose("train.epochs", 2)
+    project.choose("train.epochs", 4)
     project.run("git", "stash")
-    project.choose("train.epochs", 3)
-    project.commit("Three")
+    project.choose("train.epochs", 5)
+    project.commit("Five")
     project.run("git", "stash", "pop", check=False)
     mend(wrong(repository.git))
     assert states(repository.git) == ["ok"]
@@ -364,7 +364,7 @@ def test_the_remedy_for_a_stash_conflict_resets_it(project: Project) -> None:
 
 def test_an_unfinished_merge_is_wrong(project: Project) -> None:
     project.run("git", "checkout", "--quiet", "-b", "other")
-    for branch, epochs in (("other", 2), ("main", 3)):
+    for branch, epochs in (("other", 4), ("main", 5)):
         project.run("git", "checkout", "--quiet", branch)
         project.choose("train.epochs", epochs)
         project.commit(branch)

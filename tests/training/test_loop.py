@@ -171,9 +171,9 @@ def _float32_again() -> Iterator[None]:
         ("on_train_batch_end", 5, SGD),
         ("on_epoch_end", 2, AUGMENTED),
         ("on_train_batch_end", 5, MIXED),
-        ("on_train_batch_end", 5, FAST),
+        pytest.param("on_train_batch_end", 5, FAST, marks=pytest.mark.slow),
         ("on_train_batch_end", 7, {**FAST, "precision": "mixed_bfloat16"}),
-        ("on_train_batch_end", 5, MUON),
+        pytest.param("on_train_batch_end", 5, MUON, marks=pytest.mark.slow),
         ("on_train_batch_end", 7, {**MUON, "precision": "mixed_bfloat16"}),
     ],
 )

@@ -177,12 +177,12 @@ def test_a_committed_run_is_continued_by_revision_and_its_card_says_so(first_run
     project.choose("train.continue", True)
     project.choose("train.epochs", 2)
     assert project.repro() == ["train", "evaluate"]
-    assert pd.read_csv(project.folder / "metrics/history.csv")["epoch"].tolist() == [2, 3]
+    assert pd.read_csv(project.folder / "metrics/history.csv")["epoch"].tolist() == [4, 5]
     card = (project.folder / "models/MODEL_CARD.md").read_text(encoding="utf-8")
-    assert "It continues the training of an earlier model after epoch 1." in card
+    assert "It continues the training of an earlier model after epoch 3." in card
     assert f"| the weights that training began with | {pin} |" in card
     classifier = Classifier(project.folder / "models/model.keras")
-    assert classifier.record.epoch == 3
+    assert classifier.record.epoch == 5
     classifier([png(np.zeros((8, 8, 1), np.uint8))])
 
     project.choose("train.start_from", "models/model.keras")

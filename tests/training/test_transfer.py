@@ -118,7 +118,10 @@ def test_a_damaged_file_of_features_is_computed_again(
     assert found.images.shape == (21, 1, 1, 576)
 
 
-@pytest.mark.parametrize("changes", [{}, {"flip": True}], ids=["features", "augmented"])
+@pytest.mark.parametrize(
+    "changes",
+    [pytest.param({}, id="features"), pytest.param({"flip": True}, id="augmented", marks=pytest.mark.slow)],
+)
 def test_without_validation_images_both_phases_run(
     build: Callable[[], keras.Model], split: Split, tmp_path: Path, changes: dict[str, Any]
 ) -> None:
