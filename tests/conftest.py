@@ -7,7 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
@@ -18,7 +18,7 @@ from playwright.sync_api import Browser, sync_playwright
 
 from stages.common import failure
 from stages.model import runtime
-from tests.project import Project, environment_at, make_project
+from tests.project import Project, RunHere, environment_at, make_project
 
 # What tests use to start other processes, and the fixtures that load TensorFlow, open a browser or mount a disk.
 PROCESSES = {"subprocess", "Popen", "make_project", "sync_playwright", "fork"}
@@ -142,9 +142,7 @@ def first_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture
-def run_here(
-    started: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[[Project, str], "subprocess.CompletedProcess[str]"]:
+def run_here(started: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunHere:
     """Run a stage in this process, which has loaded TensorFlow; that takes a process of its own five seconds."""
 
     def run(project: Project, stage: str) -> "subprocess.CompletedProcess[str]":

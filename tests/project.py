@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,10 @@ class Project:
         """Return a second checkout with the same outputs and its own copy of the cache."""
         shutil.copytree(self.folder, folder, symlinks=True)
         return Project(folder, self.environment)
+
+
+# Runs a stage of a project in the test's process: the fixture `run_here`.
+RunHere = Callable[[Project, str], "subprocess.CompletedProcess[str]"]
 
 
 def make_project(folder: Path, home: Path) -> Project:

@@ -2,9 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
 from typing import Any
 
 import numpy as np
@@ -14,10 +12,9 @@ from numpy.typing import NDArray
 
 from stages.common.figures import parse_figures
 from stages.common.splits import read
-from tests.project import Project
+from tests.project import Project, RunHere
 
 COMMAND = (sys.executable, "-m", "stages.evaluate")
-RunHere = Callable[[Project, str], "CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 
 from stages.training.identity import code_files
-from tests.project import ROOT, Project, make_project
+from tests.project import ROOT, Project, RunHere, make_project
 from tools.recipe import with_recipe
 
 OUTPUTS = (
@@ -25,7 +25,6 @@ OUTPUTS = (
     "metrics/history.csv",
 )
 COMMAND = (sys.executable, "-m", "stages.train")
-RunHere = Callable[[Project, str], "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
@@ -92,18 +91,18 @@ def test_another_process_writes_the_same_bytes(project: Project, undisturbed: di
 
 
 def test_splits_stored_as_uint8_give_the_same_model_and_predictions(
-    project: Project, undisturbed: dict[str, bytes]
+    project: Project, run_here: RunHere, undisturbed: dict[str, bytes]
 ) -> None:
     processed = project.folder / "data/processed/train.npz"
     size, predictions = processed.stat().st_size, []
     for storage in ("uint8", "float32"):
         project.choose("preprocess.storage", storage)
-        project.run(sys.executable, "-m", "stages.preprocess")
+        assert run_here(project, "preprocess").returncode == 0
         if storage == "uint8":
             assert processed.stat().st_size < size / 2  # the labels stay float32
             project.run(*COMMAND)
             assert outputs(project) == undisturbed
-        project.run(sys.executable, "-m", "stages.evaluate")
+        assert run_here(project, "evaluate").returncode == 0
         predictions.append((project.folder / "data/predictions.csv").read_bytes())
     assert predictions[0] == predictions[1]
 
@@ -126,7 +125,7 @@ def test_a_run_killed_twice_ends_in_the_same_bytes(project: Project, undisturbed
     ("precision", "strategy", "devices"),
     [
         ("float32", "single", 1),
-        pytest.param("bfloat16", "single", 1, marks=pytest.mark.slow),
+        pytest.param("bfloat16", "single", 1, marks=[pytest.mark.slow, pytest.mark.long]),
         pytest.param("bfloat16", "mirrored", 2, marks=pytest.mark.slow),
     ],
 )

@@ -52,6 +52,7 @@ def test_comparisons_with_bare_keras_refuse_images_stored_as_uint8(first_run: Pr
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_accuracy_trains_every_contestant_with_every_seed(first_run: Project) -> None:
     processed = first_run.folder / "data" / "processed"
     done = benchmark("accuracy", "--processed", str(processed), "--epochs", "1", "--seeds", "0", "1")
@@ -79,6 +80,7 @@ def test_training_compares_the_chosen_contestants_with_fit(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_recipes_times_each_epoch_of_both_ways_to_train_the_tutorial_s_network(first_run: Project) -> None:
     processed = str(first_run.folder / "data" / "processed")
     for name in ("fit", "tutorial"):

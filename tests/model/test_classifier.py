@@ -2,7 +2,6 @@
 
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from stages.common.failure import StageError
 from stages.common.pictures import Unreadable
 from stages.common.splits import read
 from stages.model.classifier import Classifier
-from tests.project import Project
+from tests.project import Project, RunHere
 
 pytestmark = pytest.mark.usefixtures("started")
 
@@ -80,11 +79,11 @@ def test_own_pictures_get_the_probabilities_that_evaluate_wrote(own_pictures: Pr
 
 
 def test_with_a_temperature_too_the_classifier_gives_what_evaluate_wrote(
-    first_run: Project, tmp_path: Path
+    first_run: Project, tmp_path: Path, run_here: RunHere
 ) -> None:
     project = first_run.copy(tmp_path / "project")
     project.choose("evaluate.temperature", "validation")
-    project.run(sys.executable, "-m", "stages.evaluate")
+    assert run_here(project, "evaluate").returncode == 0
     classifier = Classifier(project.folder / "models/model.keras")
     images = read(project.folder / "data/raw/test.npz").images
     expected = predictions(project)

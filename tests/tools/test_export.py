@@ -383,7 +383,7 @@ def test_bad_input_is_one_line(
 def project(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A finished run on the digits with an export in every format."""
     project = first_run.copy(tmp_path_factory.mktemp("export") / "project")
-    run_export(project, *FORMATS)
+    run_export(project, *FORMATS, "--max-drop", "0.05")  # in integers, the small network loses more
     return project
 
 
