@@ -81,8 +81,8 @@ def with_recipe(params: str, recipe: str) -> str:
 def is_bfloat16_faster() -> bool:
     """Return whether this CPU trains faster in bfloat16 than in float32: one with AMX, or AMD's with AVX512-BF16.
 
-    Intel's CPUs with AVX512-BF16 but without AMX, or whose host hides it, take 1.4 times as long in bfloat16
-    (docs/fast-recipe.md): one unit multiplies pairs of bfloat16 there, two multiply float32.
+    Intel's CPUs with AVX512-BF16 but without AMX, or whose virtual machine hides it, take 1.4 times as long in
+    bfloat16, as docs/fast-recipe.md measures.
     """
     return has_amx() or (has_bfloat16() and "AuthenticAMD" in CPUINFO.read_text(encoding="utf-8"))
 
