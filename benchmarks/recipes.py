@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(run(options.only, options.seeds[0], options.processed, options.began)))
         return
     of_machines = json.loads(KEPT.read_bytes()) if KEPT.exists() else {}
-    kept = still_true(of_machines.get(machine.describe(), {}), options.processed)
+    kept = still_true(of_machines, options.processed)
     for seed in options.seeds:
         for name in options.contestants:
             if str(seed) not in kept["runs"][name]:
@@ -65,8 +65,9 @@ def main(arguments: Sequence[str]) -> None:
         partial.write_text(vl_convert.vegalite_to_svg(chart(kept["runs"])), encoding="utf-8")
 
 
-def still_true(kept: Mapping[str, Any], processed: Path) -> dict[str, Any]:
+def still_true(of_machines: Mapping[str, Any], processed: Path) -> dict[str, Any]:
     """Return what is kept of this machine, without the runs of another recipe or data."""
+    kept = of_machines.get(machine.describe(), {})
     subjects = {name: what(name, processed) for name in CONTESTANTS}
     runs = {
         name: kept["runs"][name] if kept and kept["subjects"].get(name) == subject else {}

@@ -17,15 +17,9 @@ from tests.project import Project, RunHere
 COMMAND = (sys.executable, "-m", "stages.evaluate")
 
 
-@pytest.fixture(scope="module")
-def evaluated(first_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project after a whole run."""
-    return first_run.copy(tmp_path_factory.mktemp("evaluated") / "project")
-
-
 @pytest.fixture
-def project(evaluated: Project, tmp_path: Path) -> Project:
-    return evaluated.copy(tmp_path / "project")
+def project(first_run: Project, tmp_path: Path) -> Project:
+    return first_run.copy(tmp_path / "project")
 
 
 def figures(project: Project) -> dict[str, Any]:
@@ -46,40 +40,40 @@ def predict(project: Project, images: NDArray[np.float32]) -> NDArray[np.float32
 
 
 @pytest.mark.usefixtures("started")
-def test_the_predictions_are_those_that_keras_makes(evaluated: Project) -> None:
-    expected = predict(evaluated, np.array(read(evaluated.folder / "data/processed/test.npz").images))
-    table = pd.read_csv(evaluated.folder / "data/predictions.csv")
+def test_the_predictions_are_those_that_keras_makes(first_run: Project) -> None:
+    expected = predict(first_run, np.array(read(first_run.folder / "data/processed/test.npz").images))
+    table = pd.read_csv(first_run.folder / "data/predictions.csv")
     np.testing.assert_allclose(table.filter(like="probability_").to_numpy(), expected, atol=1e-5)
 
 
-def test_the_tables_and_the_figures_agree(evaluated: Project) -> None:
-    table = pd.read_csv(evaluated.folder / "data/predictions.csv", dtype={"label": str, "prediction": str})
-    counts = pd.read_csv(evaluated.folder / "metrics/confusion.csv", dtype={"label": str, "predicted": str})
-    classes = pd.read_csv(evaluated.folder / "metrics/per_class.csv")
-    accuracy = figures(evaluated)["accuracy"]
+def test_the_tables_and_the_figures_agree(first_run: Project) -> None:
+    table = pd.read_csv(first_run.folder / "data/predictions.csv", dtype={"label": str, "prediction": str})
+    counts = pd.read_csv(first_run.folder / "metrics/confusion.csv", dtype={"label": str, "predicted": str})
+    classes = pd.read_csv(first_run.folder / "metrics/per_class.csv")
+    accuracy = figures(first_run)["accuracy"]
     assert accuracy == (table["label"] == table["prediction"]).mean()
     assert accuracy == counts.loc[counts["label"] == counts["predicted"], "count"].sum() / len(table)
-    assert figures(evaluated)["f1_macro"] == pytest.approx(classes["f1"].mean())
-    assert figures(evaluated)["test_images"] == len(table) == counts["count"].sum() == classes["support"].sum()
+    assert figures(first_run)["f1_macro"] == pytest.approx(classes["f1"].mean())
+    assert figures(first_run)["test_images"] == len(table) == counts["count"].sum() == classes["support"].sum()
 
 
-def test_the_figures_name_the_dataset_and_the_model(evaluated: Project) -> None:
-    record = json.loads((evaluated.folder / "models/model.json").read_bytes())
-    assert figures(evaluated)["dataset"] == trained(evaluated)["dataset"] == record["dataset"]["name"] == "digits"
-    assert figures(evaluated)["model_sha256"] == trained(evaluated)["model_sha256"] == record["sha256"]
+def test_the_figures_name_the_dataset_and_the_model(first_run: Project) -> None:
+    record = json.loads((first_run.folder / "models/model.json").read_bytes())
+    assert figures(first_run)["dataset"] == trained(first_run)["dataset"] == record["dataset"]["name"] == "digits"
+    assert figures(first_run)["model_sha256"] == trained(first_run)["model_sha256"] == record["sha256"]
 
 
-def test_the_metrics_are_a_few_of_the_figures(evaluated: Project) -> None:
-    for name, found in (("evaluation", figures(evaluated)), ("train", trained(evaluated))):
-        metrics = json.loads((evaluated.folder / f"metrics/{name}.json").read_bytes())
+def test_the_metrics_are_a_few_of_the_figures(first_run: Project) -> None:
+    for name, found in (("evaluation", figures(first_run)), ("train", trained(first_run))):
+        metrics = json.loads((first_run.folder / f"metrics/{name}.json").read_bytes())
         assert len(metrics) == 2
         assert metrics.items() <= found.items()
 
 
-def test_the_history_has_a_row_an_epoch_and_ends_in_the_train_figures(evaluated: Project) -> None:
-    history = pd.read_csv(evaluated.folder / "metrics/history.csv")
+def test_the_history_has_a_row_an_epoch_and_ends_in_the_train_figures(first_run: Project) -> None:
+    history = pd.read_csv(first_run.folder / "metrics/history.csv")
     assert history["epoch"].tolist() == [1, 2, 3]
-    assert {name: trained(evaluated)[name] for name in history.columns} == history.iloc[-1].to_dict()
+    assert {name: trained(first_run)[name] for name in history.columns} == history.iloc[-1].to_dict()
 
 
 def test_a_model_from_elsewhere_is_refused(project: Project) -> None:
@@ -129,6 +123,7 @@ def test_every_image_is_a_hit_among_as_many_classes_as_there_are(
 ) -> None:
     project.choose("evaluate.top_k", k)
     done = run_here(project, "evaluate")
+    assert done.returncode == 0
     assert (
         f"evaluate: evaluate.top_k is {k}, but there are only 10 classes: every image counts as correct\n"
         in done.stderr
@@ -175,27 +170,27 @@ def test_calibration_lowers_the_loss_on_validation_and_only_the_probabilities_ch
     assert (record["model_sha256"], record["temperature"]) == (both["model_sha256"], both["temperature"])
 
 
-def test_the_threshold_answers_the_images_that_the_figures_count(evaluated: Project) -> None:
-    table = pd.read_csv(evaluated.folder / "data/predictions.csv", dtype={"label": str, "prediction": str})
-    record = json.loads((evaluated.folder / "models/confidence.json").read_bytes())
+def test_the_threshold_answers_the_images_that_the_figures_count(first_run: Project) -> None:
+    table = pd.read_csv(first_run.folder / "data/predictions.csv", dtype={"label": str, "prediction": str})
+    record = json.loads((first_run.folder / "models/confidence.json").read_bytes())
     answered = table.filter(like="probability_").max(axis=1) >= record["threshold"]
-    assert figures(evaluated)["abstain.coverage"] == pytest.approx(answered.mean())
+    assert figures(first_run)["abstain.coverage"] == pytest.approx(answered.mean())
     right = (table["label"] == table["prediction"])[answered]
-    assert figures(evaluated)["abstain.accuracy"] == pytest.approx(right.mean())
+    assert figures(first_run)["abstain.accuracy"] == pytest.approx(right.mean())
 
 
-def test_the_bins_of_the_reliability_table_hold_all_test_images(evaluated: Project) -> None:
-    bins = pd.read_csv(evaluated.folder / "metrics/reliability.csv")
+def test_the_bins_of_the_reliability_table_hold_all_test_images(first_run: Project) -> None:
+    bins = pd.read_csv(first_run.folder / "metrics/reliability.csv")
     assert list(bins.columns) == ["confidence", "accuracy", "images"]
-    assert bins["images"].sum() == figures(evaluated)["test_images"]
-    assert (bins["images"] * bins["accuracy"]).sum() == pytest.approx(360 * figures(evaluated)["accuracy"])
+    assert bins["images"].sum() == figures(first_run)["test_images"]
+    assert (bins["images"] * bins["accuracy"]).sum() == pytest.approx(360 * figures(first_run)["accuracy"])
     assert bins["confidence"].is_monotonic_increasing
 
 
-def test_the_model_card_is_of_this_evaluation(evaluated: Project) -> None:
-    card = (evaluated.folder / "models/MODEL_CARD.md").read_text("utf-8")
-    assert f"| accuracy | {figures(evaluated)['accuracy']:.4f} |" in card
-    assert figures(evaluated)["model_sha256"] in card
+def test_the_model_card_is_of_this_evaluation(first_run: Project) -> None:
+    card = (first_run.folder / "models/MODEL_CARD.md").read_text("utf-8")
+    assert f"| accuracy | {figures(first_run)['accuracy']:.4f} |" in card
+    assert figures(first_run)["model_sha256"] in card
 
 
 def test_a_second_evaluation_writes_the_same_bytes(project: Project) -> None:

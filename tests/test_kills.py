@@ -18,12 +18,11 @@ import psutil
 import pytest
 
 from stages.common.failure import StageError
-from tests.project import ROOT, Project, make_project
+from tests.project import ROOT, STAGES, Project, make_project
 from tools.rwlock import remove_unreadable_rwlock
 
 KILLS = int(os.environ.get("KILLS", "2"))
 SEED = int(os.environ["KILLS_SEED"])
-STAGES = ("download", "preprocess", "train", "evaluate")
 VICTIMS = ("dvc", "stage", "both")  # both: as when the power fails
 OUTPUTS = ("data", "models", "metrics")
 # What DVC names what it is writing, and leaves when it is killed: no output, and nothing that is ever read.
@@ -55,7 +54,7 @@ def undisturbed(
     assert process.returncode == 0
     ends = [*list(began.values())[1:], time.monotonic()]
     seconds = {stage: end - begin for (stage, begin), end in zip(began.items(), ends, strict=True)}
-    assert tuple(seconds) == STAGES
+    assert list(seconds) == STAGES
     return _outputs(project), seconds
 
 

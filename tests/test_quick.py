@@ -7,7 +7,7 @@ import pytest
 
 from tests.project import ROOT
 
-ROOMS = ("common", "datasets", "evaluation")
+ROOMS = ("common", "datasets", "evaluation", "training")
 SLOW = [
     ("test_pipeline", "test_a_changed"),  # uses the project of a fixture
     ("test_quick", ""),  # starts a process in a fixture

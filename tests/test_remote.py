@@ -18,7 +18,7 @@ import psutil
 import pytest
 import yaml
 
-from tests.project import ROOT, Project, make_project
+from tests.project import ROOT, STAGES, Project, make_project
 
 SSHD = Path("/usr/sbin/sshd")
 USER = pwd.getpwuid(os.geteuid()).pw_name
@@ -34,7 +34,6 @@ PasswordAuthentication no
 PermitRootLogin yes
 """
 LARGE = 50_000_000  # bytes: a push of it takes long enough to be cut
-STAGES = ["download", "preprocess", "train", "evaluate"]
 
 pytestmark = pytest.mark.slow
 

@@ -221,7 +221,9 @@ def test_a_callable_that_makes_no_callback_is_named(project: Project, run_here: 
 def test_a_key_without_effect_is_said(project: Project, run_here: RunHere) -> None:
     project.choose("train.momentum", 0.9)
     project.choose("train.epochs", 1)
-    assert "train: train.momentum has no effect with optimizer adam" in run_here(project, "train").stderr
+    done = run_here(project, "train")
+    assert done.returncode == 0
+    assert "train: train.momentum has no effect with optimizer adam" in done.stderr
 
 
 @pytest.mark.slow
@@ -267,6 +269,6 @@ def test_a_person_s_own_callback_is_called(project: Project) -> None:
 
 def test_tensorboard_s_logs_are_written_and_git_ignores_them(project: Project, run_here: RunHere) -> None:
     project.choose("train.epochs", 1)
-    run_here(project, "train")
+    assert run_here(project, "train").returncode == 0
     assert any(project.folder.glob("logs/tensorboard/*/train/events.out.*"))
     assert any(project.folder.glob("logs/tensorboard/*/validation/events.out.*"))

@@ -13,7 +13,7 @@ import pytest
 import vl_convert
 import yaml
 
-from benchmarks import ingredients, layouts, recipes
+from benchmarks import ingredients, layouts, machine, recipes
 from stages.common.params import load
 from stages.datasets import folder
 from stages.model.networks import load_network
@@ -97,19 +97,21 @@ def test_recipes_times_each_epoch_of_both_ways_to_train_the_tutorial_s_network(f
         assert found["accuracy"] == accuracies[-1] > 0.8
 
 
-def test_recipes_keeps_no_run_of_another_recipe_or_data(tmp_path: Path) -> None:
+def test_recipes_keeps_no_run_of_another_recipe_data_or_machine(tmp_path: Path) -> None:
     (tmp_path / "statistics.json").write_text("{}", encoding="utf-8")
     kept = recipes.still_true({}, tmp_path)
     assert kept["runs"] == {"fit": {}, "tutorial": {}, "fast": {}, "accurate": {}}
     for name in kept["runs"]:
         kept["runs"][name] = {"0": {"accuracy": 0.5}}
-    assert recipes.still_true(kept, tmp_path) == kept
+    here = machine.describe()
+    assert recipes.still_true({here: kept}, tmp_path) == kept
+    assert not any(recipes.still_true({"another": kept}, tmp_path)["runs"].values())
     changed = {**kept, "subjects": {**kept["subjects"], "fast": "another recipe"}}
-    assert recipes.still_true(changed, tmp_path)["runs"] == {**kept["runs"], "fast": {}}
+    assert recipes.still_true({here: changed}, tmp_path)["runs"] == {**kept["runs"], "fast": {}}
     del changed["subjects"]["fast"], changed["runs"]["fast"]
-    assert recipes.still_true(changed, tmp_path)["runs"] == {**kept["runs"], "fast": {}}
+    assert recipes.still_true({here: changed}, tmp_path)["runs"] == {**kept["runs"], "fast": {}}
     (tmp_path / "statistics.json").write_text("{ }", encoding="utf-8")
-    assert not any(recipes.still_true(kept, tmp_path)["runs"].values())
+    assert not any(recipes.still_true({here: kept}, tmp_path)["runs"].values())
 
 
 def test_recipes_draws_a_curve_for_each_contestant_that_was_run() -> None:
