@@ -74,11 +74,12 @@ uvicorn.run(app, port=int(sys.argv[2]), log_level="error", access_log=False)
 BARE = """
 import sys, time
 from pathlib import Path
-from tools.predict.models import open_model
+from tools.predict.models import find_model
 from tools.predict.sources import batches, find
 
 folder, seconds = Path(sys.argv[1]), float(sys.argv[3])
-run, record, _ = open_model(folder, folder / "models/model.keras", sys.argv[4] == "exact")
+model, record, _ = find_model(folder, folder / "models/model.keras", sys.argv[4] == "exact")
+run = model.open()
 paths = find([sys.argv[2]])
 for warm in (True, False):
     count, used, began = 0, time.process_time(), time.perf_counter()
@@ -232,8 +233,8 @@ def running(server: str, folder: Path, exact: bool) -> Iterator[tuple[int, psuti
 
 
 def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+    times = [each.cpu_times() for each in (process, *process.children())]
+    return float(sum(each.user + each.system for each in times))
 
 
 def _connected(port: int) -> socket.socket:

@@ -1,5 +1,6 @@
 """Servers and pictures for the tests of tools/serve."""
 
+import asyncio
 import contextlib
 import io
 import re
@@ -10,10 +11,11 @@ import subprocess
 import sys
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -24,6 +26,7 @@ from tests.project import ROOT
 from tools.serve import protocol
 from tools.serve.app import create_app
 from tools.serve.limits import Limits
+from tools.serve.worker import Item, Result, computing
 
 RECORD = ModelRecord(
     sha256="0" * 64,
@@ -56,6 +59,14 @@ class Server:
         self.port = int(found[1])
         self.url = f"http://127.0.0.1:{self.port}"
 
+    def workers(self) -> list[psutil.Process]:
+        children: list[psutil.Process] = psutil.Process(self.process.pid).children()
+        return children
+
+    def memory(self) -> int:
+        """Bytes of the server and its workers."""
+        return sum(each.memory_info().rss for each in (psutil.Process(self.process.pid), *self.workers()))
+
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
         self.errors = self.process.communicate(timeout=60)[1]
@@ -72,10 +83,15 @@ def mean(images: NDArray[np.uint8]) -> NDArray[np.float32]:
 def serving(
     run: Callable[[NDArray[np.uint8]], NDArray[np.float32]] = mean, limits: Limits | None = None, cors: str = ""
 ) -> Iterator[str]:
-    """A server in a thread, with a model and limits of the test's own."""
+    """A server in a thread, with a model and limits of the test's own; its worker is a thread, too."""
     limits = limits or Limits(seconds=5)
+    compute = computing(run, RECORD.decoding, limits.pixels)
+
+    async def worker(batch: Sequence[Item]) -> list[Result]:
+        return await asyncio.to_thread(compute, batch)
+
     confidence = Confidence(model_sha256=RECORD.sha256)
-    app = create_app(run, RECORD, confidence, limits, frozenset({"127.0.0.1"}), [cors] if cors else [])
+    app = create_app([worker], RECORD, confidence, limits, frozenset({"127.0.0.1"}), [cors] if cors else [])
     listener = socket.create_server(("127.0.0.1", 0))
     made = protocol.server(app, limits.seconds)
     thread = threading.Thread(target=made.run, kwargs={"sockets": [listener]})

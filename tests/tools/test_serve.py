@@ -107,16 +107,16 @@ def test_requests_that_wait_are_predicted_as_one_batch() -> None:
         response = httpx.post(f"{url}/predict", content=grey(level), timeout=60)
         return float(response.json()["predictions"][0]["probabilities"]["light"])
 
-    with serving(run) as url, ThreadPoolExecutor(10) as pool:
-        predicted = [pool.submit(predict, level) for level in range(0, 250, 25)]
-        while "classifier_waiting_pictures 10" not in httpx.get(f"{url}/metrics").text:
+    with serving(run) as url, ThreadPoolExecutor(8) as pool:
+        predicted = [pool.submit(predict, level) for level in range(0, 200, 25)]
+        while "classifier_waiting_pictures 8" not in httpx.get(f"{url}/metrics").text:
             time.sleep(0.01)
-        time.sleep(0.2)  # until all are decoded
+        time.sleep(0.2)  # until all are read
         release.set()
         values = [each.result() for each in predicted]
-    assert values == pytest.approx([level / 255 for level in range(0, 250, 25)], abs=1e-6)
+    assert values == pytest.approx([level / 255 for level in range(0, 200, 25)], abs=1e-6)
     assert len(sizes) == 2  # what came first, and then all the others
-    assert sum(sizes) == 10
+    assert sum(sizes) == 8
 
 
 def test_a_network_that_fails_answers_500_and_the_next_request_is_answered(
@@ -225,10 +225,9 @@ def test_a_body_of_unknown_length_is_cut_at_the_limit(server: Server) -> None:
 def test_a_picture_with_too_many_pixels_is_refused_before_it_is_decoded(server: Server) -> None:
     content = bomb(8000)
     assert len(content) < 100_000
-    process = psutil.Process(server.process.pid)
-    before = process.memory_info().rss
+    before = server.memory()
     require_problem(httpx.post(f"{server.url}/predict", content=content), 422, "more than 1,000,000 pixels")
-    assert process.memory_info().rss - before < 30_000_000
+    assert server.memory() - before < 30_000_000
 
 
 def test_a_server_that_is_full_says_when_to_come_back() -> None:
@@ -381,16 +380,42 @@ def test_the_openapi_description_names_every_route(server: Server) -> None:
     assert "application/problem+json" in description["paths"]["/predict"]["post"]["responses"]["503"]["content"]
 
 
-# The process.
+# The processes.
 
 
-def test_a_signal_lets_a_running_request_end(first_run: Project) -> None:
+def test_a_worker_that_ends_is_replaced(first_run: Project) -> None:
+    server = Server(first_run.folder)
+    before = server.workers()
+    for number, worker in enumerate(before):
+        worker.send_signal((signal.SIGKILL, signal.SIGSEGV)[number % 2])
+    psutil.wait_procs(before, 30)
+    for _ in before:
+        assert httpx.post(f"{server.url}/predict", content=grey(9), timeout=60).status_code == 200
+    after = server.workers()
+    assert server.stop() == 0
+    assert re.search(r"serve: a worker ended \(signal (9|11)\); another has started\n", server.errors)
+    assert len(after) == len(before)
+    assert not any(each.is_running() for each in after)
+
+
+def test_workers_end_with_a_server_that_is_killed(first_run: Project) -> None:
+    server = Server(first_run.folder)
+    workers = server.workers()
+    server.process.kill()
+    server.process.communicate(timeout=60)
+    assert workers
+    assert psutil.wait_procs(workers, 30)[1] == []
+
+
+@pytest.mark.parametrize("to_all", [False, True], ids=["server", "all processes"])
+def test_a_signal_lets_a_running_request_end(first_run: Project, to_all: bool) -> None:
     server, content = Server(first_run.folder), grey(3)
     with connect(server.url) as connection:
         head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n"
         connection.sendall(head.encode() + content[:10])
         time.sleep(0.3)
-        server.process.send_signal(signal.SIGTERM)
+        for process in (server.process, *(server.workers() if to_all else ())):
+            process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
         with pytest.raises(ConnectionError):
             connect(server.url)

@@ -13,7 +13,7 @@ from stages.common.outputs import replacing, write_json
 from tools.audit.data import Data
 from tools.audit.folds import cross_fitted
 from tools.audit.page import page, picture
-from tools.predict.models import open_model
+from tools.predict.models import find_model
 from tools.report.markup import element, join
 
 SHOWN = 200  # images on the page
@@ -48,7 +48,8 @@ def suspicious(
 
 def audit(data: Data, out: Path, folds: int) -> tuple[list[str], list[Row]]:
     """Write labels.html, labels.csv and labels.json; return a summary and the suspicious labels."""
-    run, record, _ = open_model(data.folder, data.folder / "models" / "model.keras", exact=True)
+    model, record, _ = find_model(data.folder, data.folder / "models" / "model.keras", exact=True)
+    run = model.open()
     if record.dataset != data.source.dataset or record.classes != data.source.classes:
         raise StageError("the model was trained on other data than data/raw; run: dvc repro")
     train, test = data.splits["train"], data.splits["test"]

@@ -24,7 +24,7 @@ from stages.common import failure
 from stages.common.failure import StageError
 from stages.common.params import load
 from stages.model.revisions import fetch_model
-from tools.predict.models import open_model
+from tools.predict.models import find_model
 from tools.predict.printing import CsvPrinter, JsonPrinter, Printer
 from tools.predict.sheet import open_sheet
 from tools.predict.sources import batches, find, label_indices
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> None:
         path = options.folder / "models" / "model.keras"
         if options.model is not None:
             path = fetch_model(options.folder, options.model, Path(folder), "--model")
-        run, record, confidence = open_model(options.folder, path, options.exact)
+        model, record, confidence = find_model(options.folder, path, options.exact)
+        run = model.open()
     labels = label_indices(paths, record.classes) if options.labelled else {}
     rows: list[NDArray[np.float32]] = []
     truth: list[int] = []

@@ -8,6 +8,7 @@ Without --folder, it serves models/ of this checkout or, before the first `dvc r
 """
 
 import argparse
+import asyncio
 import contextlib
 import gc
 import shutil
@@ -19,12 +20,10 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
-
 from stages.common import failure
 from stages.common.failure import StageError
 from stages.model.revisions import fetch_model
-from tools.predict.models import open_model
+from tools.predict.models import find_model
 from tools.serve.limits import Limits
 
 LOOPBACK = frozenset({"127.0.0.1", "[::1]", "localhost"})
@@ -37,31 +36,34 @@ def main(arguments: Sequence[str]) -> None:
     if missing:
         raise StageError(f"{missing[0]} is not installed; run: make setup")
     from tools.serve.app import create_app  # only now: its packages may be missing
+    from tools.serve.processes import running
     from tools.serve.protocol import server
 
     folder = options.folder or Path()
     if not options.folder and not options.model and not _model(folder).exists() and _model(Path("demo")).exists():
         folder = Path("demo")
-    with _listen(options.host, options.port) as listener:
-        # A private copy: no other process can change it between the check of its hash and loading it.
-        with tempfile.TemporaryDirectory() as private:
-            if options.model is not None:
-                path = fetch_model(folder, options.model, Path(private), "--model")
-            else:
-                path = _copy(_model(folder), Path(private))
-            run, record, confidence = open_model(folder, path, options.exact)
-        for count in (1, 2):  # the first calls compile
-            run(np.zeros((count, *record.shape), np.uint8))
+    with _listen(options.host, options.port) as listener, tempfile.TemporaryDirectory() as private:
+        # A private copy: no other process can change it before a worker loads it.
+        if options.model is not None:
+            path = fetch_model(folder, options.model, Path(private), "--model")
+        else:
+            path = _copy(_model(folder), Path(private))
+        model, record, confidence = find_model(folder, path, options.exact)
         host, port = listener.getsockname()[:2]
         hosts = LOOPBACK if host in ("127.0.0.1", "::1") else None
         limits = Limits(options.max_bytes, options.max_pixels, options.max_files, options.max_waiting)
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        version = record.sha256[:12]
-        print(f"{address}: model {version} of {folder}, {record.dataset.name}; Ctrl-C stops", flush=True)
+        ready = f"{address}: model {record.sha256[:12]} of {folder}, {record.dataset.name}; Ctrl-C stops"
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
-        app = create_app(run, record, confidence, limits, hosts, options.cors)
         gc.freeze()  # what is there now stays, so the collector need not look at it again
-        server(app, limits.seconds).run(sockets=[listener])
+
+        async def serve() -> None:
+            async with running(model, record.decoding, limits.pixels) as workers:
+                app = create_app(workers, record, confidence, limits, hosts, options.cors)
+                print(ready, flush=True)
+                await server(app, limits.seconds).serve(sockets=[listener])
+
+        asyncio.run(serve())
 
 
 def _model(folder: Path) -> Path:

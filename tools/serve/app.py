@@ -27,13 +27,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from stages.common.confidence import Confidence
 from stages.common.pictures import Unreadable
 from stages.common.records import ModelRecord
-from tools.predict.models import Run
 from tools.serve import open_inference
 from tools.serve.gate import Gate
 from tools.serve.limits import Limits
 from tools.serve.metrics import Metrics
 from tools.serve.problems import MEDIA_TYPE, Problem, ProblemDetails
-from tools.serve.worker import Worker
+from tools.serve.queue import Queue, Worker
+from tools.serve.worker import Predicted
 
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ProblemDetails, "description": words, "content": {MEDIA_TYPE: {}}}
@@ -83,24 +83,24 @@ class Predictions(BaseModel):
 
 
 def create_app(
-    run: Run,
+    workers: Sequence[Worker],
     record: ModelRecord,
     confidence: Confidence,
     limits: Limits,
     hosts: frozenset[str] | None,
     origins: Sequence[str] = (),
 ) -> ASGIApp:
-    """Return the application that serves `run`, a function from uint8 (N, H, W, C) to float32 (N, classes).
+    """Return the application that has `workers` decode and predict.
 
     confidence: which predictions are certain. hosts: the names in the Host header that are answered, None for all.
     origins: sites whose pages may call it.
     """
     metrics = Metrics()
-    worker = Worker(run, record.decoding, limits, metrics)
+    queue = Queue(workers, record.decoding, limits, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        working = asyncio.create_task(worker.work())
+        working = asyncio.create_task(queue.work())
         yield
         working.cancel()
 
@@ -119,12 +119,12 @@ def create_app(
         },
     )
     _add_pages(app, record)
-    served: ASGIApp = _add_predict(app, record, confidence, worker, limits, metrics)
-    _add_open_inference(app, record, worker, limits, metrics)
+    served: ASGIApp = _add_predict(app, record, confidence, queue, limits)
+    _add_open_inference(app, record, queue, limits)
 
     @app.get("/metrics", tags=["server"], summary="Counters for Prometheus")
     async def show_metrics() -> Response:
-        return Response(metrics.text(worker.admitted), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.text(queue.admitted), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     if origins:
         served = CORSMiddleware(served, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"])
@@ -160,7 +160,7 @@ def _page(content: str, media_type: str) -> Callable[[], Awaitable[Response]]:
 
 
 def _add_predict(
-    app: FastAPI, record: ModelRecord, confidence: Confidence, worker: Worker, limits: Limits, metrics: Metrics
+    app: FastAPI, record: ModelRecord, confidence: Confidence, queue: Queue, limits: Limits
 ) -> ASGIApp:
     version = open_inference.version(record)
 
@@ -173,24 +173,21 @@ def _add_predict(
     )
     async def predict(request: Request) -> Response:
         pixels = _boolean(request, "pixels")
-        with worker.admit(1):
+        with queue.admit(1):
             files = await _read(request, limits)
-            with worker.admit(len(files) - 1):
-                decoded = await worker.decode([content for _, content in files])
-                images = [each for each in decoded if not isinstance(each, Unreadable)]
-                rows = iter(await worker.predict(np.stack(images)) if images else ())
-        metrics.pictures(len(images), len(files) - len(images))
+            with queue.admit(len(files) - 1):
+                results = await queue.predict([content for _, content in files])
         predictions: list[dict[str, Any]] = []
-        for (name, _), each in zip(files, decoded, strict=True):
+        for (name, _), result in zip(files, results, strict=True):
             prediction: dict[str, Any] = {} if name is None else {"name": name}
-            if isinstance(each, Unreadable):
-                prediction["error"] = str(each)
+            if isinstance(result, Unreadable):
+                prediction["error"] = str(result)
             else:
-                prediction |= _prediction(next(rows), record.classes, confidence)
+                prediction |= _prediction(result.probabilities[0], record.classes, confidence)
                 if pixels:
-                    prediction["pixels"] = _data_uri(each)
+                    prediction["pixels"] = _data_uri(result.images[0])
             predictions.append(prediction)
-        if not images:
+        if all(isinstance(result, Unreadable) for result in results):
             reasons = "; ".join(f"{each.get('name', 'the file')} {each['error']}" for each in predictions[:3])
             raise Problem(HTTPStatus.UNPROCESSABLE_ENTITY, reasons)
         return _json({"model": version, "predictions": predictions})
@@ -247,9 +244,7 @@ async def _read(request: Request, limits: Limits) -> list[tuple[str | None, byte
     return contents
 
 
-def _add_open_inference(
-    app: FastAPI, record: ModelRecord, worker: Worker, limits: Limits, metrics: Metrics
-) -> None:
+def _add_open_inference(app: FastAPI, record: ModelRecord, queue: Queue, limits: Limits) -> None:
     model, version = record.dataset.name, open_inference.version(record)
     tags: dict[str, Any] = {"tags": ["Open Inference Protocol"]}
 
@@ -267,7 +262,7 @@ def _add_open_inference(
 
     @app.get("/v2/health/ready", summary="200 while the server takes pictures, else 503", **tags)
     async def ready() -> dict[str, Any]:
-        with worker.admit(1):
+        with queue.admit(1):
             return {"ready": True}
 
     @app.get("/v2/models/{name}", summary="The model: its versions, inputs, outputs and classes", **tags)
@@ -280,7 +275,7 @@ def _add_open_inference(
     @app.get("/v2/models/{name}/versions/{number}/ready", include_in_schema=False)
     async def model_ready(name: str, number: str = version) -> dict[str, Any]:
         require(name, number)
-        with worker.admit(1):
+        with queue.admit(1):
             return {"name": model, "ready": True}
 
     @app.post(
@@ -293,13 +288,13 @@ def _add_open_inference(
     @app.post("/v2/models/{name}/versions/{number}/infer", include_in_schema=False)
     async def infer(request: Request, name: str, number: str = version) -> Response:
         require(name, number)
-        with worker.admit(1):
+        with queue.admit(1):
             content = await request.body()
             id_, images = await asyncio.to_thread(open_inference.parse, content, record.shape, limits.waiting)
-            with worker.admit(len(images) - 1):
-                probabilities = await worker.predict(images)
-        metrics.pictures(len(images), 0)
-        return _json(open_inference.response(model, record, id_, probabilities))
+            with queue.admit(len(images) - 1):
+                (result,) = await queue.predict([images])
+        assert isinstance(result, Predicted)
+        return _json(open_inference.response(model, record, id_, result.probabilities))
 
 
 def _prediction(row: NDArray[np.float32], classes: Sequence[str], confidence: Confidence) -> dict[str, Any]:

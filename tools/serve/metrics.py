@@ -46,14 +46,12 @@ class Metrics:
         self._requests[method, path, status] += 1
         self._seconds.add(seconds)
 
-    def pictures(self, predicted: int, unreadable: int) -> None:
-        """Count the pictures of a request."""
+    def batch(self, predicted: int, unreadable: int) -> None:
+        """Count the pictures of a worker's batch."""
         self._pictures["predicted"] += predicted
         self._pictures["unreadable"] += unreadable
-
-    def batch(self, size: int) -> None:
-        """Count a batch of the network."""
-        self._batches.add(size)
+        if predicted:
+            self._batches.add(predicted)
 
     def text(self, waiting: int) -> str:
         """Return the counters as Prometheus reads them; waiting: pictures that are not answered yet."""
@@ -72,8 +70,10 @@ class Metrics:
         yield from self._batches.lines("classifier_batch_size")
         yield from _head("classifier_waiting_pictures", "gauge", "Pictures that are not answered yet.")
         yield f"classifier_waiting_pictures {waiting}"
-        yield from _head("process_resident_memory_bytes", "gauge", "Memory of the server.")
-        yield f"process_resident_memory_bytes {psutil.Process().memory_info().rss}"
+        yield from _head("process_resident_memory_bytes", "gauge", "Memory of the server and its workers.")
+        server = psutil.Process()
+        memory = sum(each.memory_info().rss for each in (server, *server.children()))
+        yield f"process_resident_memory_bytes {memory}"
 
 
 def _head(name: str, kind: str, words: str) -> Iterator[str]:

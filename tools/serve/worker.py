@@ -1,69 +1,94 @@
-"""Decodes pictures in a thread per core, and predicts them in one more thread."""
+"""A worker: decodes and predicts the batches that its server sends, in a process of its own.
 
-import asyncio
+tools/serve/processes.py runs it with a socket to the server as its standard input. Parsing requests, decoding
+pictures and writing JSON is work for Python, which only one thread of a process can do at a time.
+"""
+
 import io
-import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import pickle
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from stages.common.failure import StageError
 from stages.common.pictures import Decoding, Unreadable, decode
-from tools.predict.models import Run
-from tools.serve.batching import Batches
-from tools.serve.limits import Limits
-from tools.serve.metrics import Metrics
-from tools.serve.problems import busy
-
-BYTES = 65_536  # that a thread decodes at once: one photograph, or many small pictures
-PIXELS = 128 * 32 * 32  # of a batch: the best size for small images, and bounded memory for large ones
+from tools.predict.models import Model, Run
 
 
-class Worker:
-    """One model and the requests that wait for it. Every method is for the event loop's thread."""
+class Predicted(NamedTuple):
+    """Images as the network saw them, and their probabilities."""
 
-    def __init__(self, run: Run, decoding: Decoding, limits: Limits, metrics: Metrics) -> None:
-        """Serve `run`, a function from uint8 (N, H, W, C) to float32 (N, classes)."""
-        self.admitted = 0  # pictures
-        self._run, self._decoding, self._limits, self._metrics = run, decoding, limits, metrics
-        most = max(8, min(128, PIXELS // (decoding.height * decoding.width)))
-        self._decoded = Batches(self._decode, os.cpu_count() or 1, len, BYTES)
-        self._predicted = Batches(self._predict, 1, len, most)
+    probabilities: NDArray[np.float32]  # (N, classes)
+    images: NDArray[np.uint8]  # (N, H, W, C)
 
-    @contextmanager
-    def admit(self, pictures: int) -> Iterator[None]:
-        """Count `pictures` as waiting inside the block; raises `Problem` when there are too many already."""
-        if self.admitted + pictures > self._limits.waiting:
-            raise busy(f"{self.admitted} pictures are waiting already; try again later")
-        self.admitted += pictures
+
+Item = bytes | NDArray[np.uint8]  # a file's content, or images as in `Predicted`
+Result = Predicted | Unreadable
+Compute = Callable[[Sequence[Item]], list[Result]]
+
+
+class Failed(NamedTuple):
+    """Why there is no result; for a bug, the traceback."""
+
+    reason: str
+
+
+def computing(run: Run, decoding: Decoding, most_pixels: int) -> Compute:
+    """Return a function that decodes and predicts a batch; most_pixels: of one picture, before it is decoded."""
+
+    def images(item: Item) -> NDArray[np.uint8] | Unreadable:
+        if not isinstance(item, bytes):
+            return item
         try:
-            yield
-        finally:
-            self.admitted -= pictures
-
-    async def decode(self, contents: Sequence[bytes]) -> list[NDArray[np.uint8] | Unreadable]:
-        """Return the pixels of each file, uint8 (H, W, C), or why it cannot be read."""
-        return [await each for each in [self._decoded.add(content) for content in contents]]
-
-    async def predict(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return the probabilities, float32 (N, classes), of images, uint8 (N, H, W, C), with N > 0."""
-        return await self._predicted.add(images)
-
-    async def work(self) -> None:
-        """Decode and predict what waits, until cancelled."""
-        await asyncio.gather(self._decoded.work(), self._predicted.work())
-
-    def _decode(self, contents: Sequence[bytes]) -> list[NDArray[np.uint8] | Unreadable]:
-        return [self._decode_one(content) for content in contents]
-
-    def _decode_one(self, content: bytes) -> NDArray[np.uint8] | Unreadable:
-        try:
-            return decode(io.BytesIO(content), self._decoding, self._limits.pixels)
+            return decode(io.BytesIO(item), decoding, most_pixels)[np.newaxis]
         except Unreadable as error:
             return error
 
-    def _predict(self, requests: Sequence[NDArray[np.uint8]]) -> list[NDArray[np.float32]]:
-        images = np.concatenate(requests)
-        self._metrics.batch(len(images))
-        return np.split(self._run(images), np.cumsum([len(each) for each in requests])[:-1])
+    def compute(batch: Sequence[Item]) -> list[Result]:
+        decoded = [images(item) for item in batch]
+        readable = [each for each in decoded if not isinstance(each, Unreadable)]
+        if readable:
+            rows = run(np.concatenate(readable))
+            ends = np.cumsum([len(each) for each in readable])
+            parts = map(Predicted, np.split(rows, ends[:-1]), readable)
+        return [each if isinstance(each, Unreadable) else next(parts) for each in decoded]
+
+    return compute
+
+
+def main() -> None:
+    """Open the model, then answer each batch until the server closes the connection."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the server still answers requests
+        signal.signal(number, signal.SIG_IGN)
+    with socket.socket(fileno=sys.stdin.fileno()) as connection, connection.makefile("rb") as received:
+
+        def send(answer: object) -> None:
+            content = pickle.dumps(answer)
+            connection.sendall(len(content).to_bytes(8) + content)
+
+        try:
+            model: Model
+            model, decoding, most_pixels = pickle.load(received)
+            try:
+                run = model.open()
+                for count in (1, 2):  # the first calls compile
+                    run(np.zeros((count, decoding.height, decoding.width, decoding.channels), np.uint8))
+            except StageError as error:
+                send(Failed(str(error)))
+                return
+            compute = computing(run, decoding, most_pixels)
+            send(None)
+            while True:
+                batch = pickle.load(received)
+                try:
+                    send(compute(batch))
+                except Exception:
+                    send(Failed(traceback.format_exc()))
+        except (EOFError, ConnectionError):
+            pass
