@@ -12,7 +12,7 @@ from tools.serve.worker import Item, Result
 
 IMAGES = 8
 PIXELS = IMAGES * 64 * 64  # of a batch's images
-BYTES = 65_536  # of a batch's files: some photographs
+BYTES = 32_768  # of a batch's files: two photographs
 
 Worker = Callable[[Sequence[Item]], Awaitable[Sequence[Result]]]
 
