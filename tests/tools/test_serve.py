@@ -377,7 +377,14 @@ def test_the_openapi_description_names_every_route(server: Server) -> None:
     assert {"/predict", "/metrics", "/v2/health/ready", "/v2/models/{name}/infer"} <= description["paths"].keys()
     references = re.findall(r'"\$ref": ?"#/components/schemas/(\w+)"', json.dumps(description))
     assert set(references) <= description["components"]["schemas"].keys()
-    assert "application/problem+json" in description["paths"]["/predict"]["post"]["responses"]["503"]["content"]
+    answers = description["paths"]["/predict"]["post"]["responses"]
+    assert answers["503"]["content"].keys() == {"application/problem+json"}
+    operations = [each for path in description["paths"].values() for each in path.values()]
+    assert all("default" in each["responses"] for each in operations)
+    model = description["paths"]["/v2/models/{name}"]["get"]
+    assert [each["name"] for each in model["parameters"]] == ["name"]
+    assert model["responses"].keys() == {"200", "404", "default"}
+    assert "text/plain" in description["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
 
 
 # The processes.

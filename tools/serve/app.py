@@ -13,8 +13,9 @@ from string import Template
 from typing import Any
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from fastapi.responses import PlainTextResponse
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, Field
@@ -35,15 +36,13 @@ from tools.serve.problems import MEDIA_TYPE, Problem, ProblemDetails
 from tools.serve.queue import Queue, Worker
 from tools.serve.worker import Predicted
 
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemDetails, "description": words, "content": {MEDIA_TYPE: {}}}
-    for status, words in (
-        (400, "The request cannot be understood."),
-        (408, "The request did not arrive in time."),
-        (413, "The request is too large."),
-        (422, "None of the pictures can be read."),
-        (503, "The server has too much to do. Retry-After says when to try again."),
-    )
+ERRORS = {
+    400: "The request cannot be understood.",
+    404: "There is no such model.",
+    408: "The request did not arrive in time.",
+    413: "The request is too large.",
+    422: "None of the pictures can be read.",
+    503: "The server has too much to do. Retry-After says when to try again.",
 }
 BINARY = {"schema": {"type": "string", "format": "binary"}}
 PICTURES = {
@@ -122,7 +121,13 @@ def create_app(
     served: ASGIApp = _add_predict(app, record, confidence, queue, limits)
     _add_open_inference(app, record, queue, limits)
 
-    @app.get("/metrics", tags=["server"], summary="Counters for Prometheus")
+    @app.get(
+        "/metrics",
+        tags=["server"],
+        summary="Counters for Prometheus",
+        response_class=PlainTextResponse,
+        responses=_errors(),
+    )
     async def show_metrics() -> Response:
         return Response(metrics.text(queue.admitted), media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -168,7 +173,7 @@ def _add_predict(
         "/predict",
         tags=["predictions"],
         summary="The probability of each class for each picture",
-        responses={200: {"model": Predictions}, **ERRORS},
+        responses={200: {"model": Predictions}, **_errors(400, 408, 413, 422, 503)},
         openapi_extra={"requestBody": PICTURES, "parameters": [PIXELS]},
     )
     async def predict(request: Request) -> Response:
@@ -219,6 +224,13 @@ class _Direct:
         await response(scope, receive, send)
 
 
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Return the answers, for the description, with these statuses and with any other that is an error."""
+    words: dict[int | str, str] = {status: ERRORS[status] for status in statuses} | {"default": "Another error."}
+    content = {MEDIA_TYPE: {"schema": ProblemDetails.model_json_schema()}}
+    return {status: {"description": each, "content": content} for status, each in words.items()}
+
+
 def _boolean(request: Request, name: str) -> bool:
     value = request.query_params.get(name, "false")
     if value not in ("true", "false"):
@@ -248,46 +260,61 @@ def _add_open_inference(app: FastAPI, record: ModelRecord, queue: Queue, limits:
     model, version = record.dataset.name, open_inference.version(record)
     tags: dict[str, Any] = {"tags": ["Open Inference Protocol"]}
 
-    def require(name: str, number: str = version) -> None:
-        if (name, number) != (model, version):
+    async def require(request: Request, name: str) -> None:
+        if (name, request.path_params.get("number", version)) != (model, version):
             raise Problem(HTTPStatus.NOT_FOUND, f"no such model; this server has {model}, version {version}")
 
-    @app.get("/v2", summary="The server", **tags)
+    of_model: dict[str, Any] = {**tags, "dependencies": [Depends(require)]}
+    hidden: dict[str, Any] = {"include_in_schema": False, "dependencies": [Depends(require)]}
+
+    @app.get("/v2", summary="The server", responses=_errors(), **tags)
     async def server() -> dict[str, Any]:
         return {"name": "tools.serve", "version": app.version, "extensions": []}
 
-    @app.get("/v2/health/live", summary="200 while the server runs", **tags)
+    @app.get("/v2/health/live", summary="200 while the server runs", responses=_errors(), **tags)
     async def live() -> dict[str, Any]:
         return {"live": True}
 
-    @app.get("/v2/health/ready", summary="200 while the server takes pictures, else 503", **tags)
+    @app.get(
+        "/v2/health/ready",
+        summary="200 while the server takes pictures, else 503",
+        responses=_errors(503),
+        **tags,
+    )
     async def ready() -> dict[str, Any]:
         with queue.admit(1):
             return {"ready": True}
 
-    @app.get("/v2/models/{name}", summary="The model: its versions, inputs, outputs and classes", **tags)
-    @app.get("/v2/models/{name}/versions/{number}", include_in_schema=False)
-    async def describe(name: str, number: str = version) -> dict[str, Any]:
-        require(name, number)
+    @app.get(
+        "/v2/models/{name}",
+        summary="The model: its versions, inputs, outputs and classes",
+        responses=_errors(404),
+        **of_model,
+    )
+    @app.get("/v2/models/{name}/versions/{number}", **hidden)
+    async def describe() -> dict[str, Any]:
         return open_inference.describe(model, record)
 
-    @app.get("/v2/models/{name}/ready", summary="200 while the model takes pictures, else 503", **tags)
-    @app.get("/v2/models/{name}/versions/{number}/ready", include_in_schema=False)
-    async def model_ready(name: str, number: str = version) -> dict[str, Any]:
-        require(name, number)
+    @app.get(
+        "/v2/models/{name}/ready",
+        summary="200 while the model takes pictures, else 503",
+        responses=_errors(404, 503),
+        **of_model,
+    )
+    @app.get("/v2/models/{name}/versions/{number}/ready", **hidden)
+    async def model_ready() -> dict[str, Any]:
         with queue.admit(1):
             return {"name": model, "ready": True}
 
     @app.post(
         "/v2/models/{name}/infer",
         summary="The probabilities of pixels of the network's size",
-        responses={200: {"model": open_inference.InferResponse}, **ERRORS},
+        responses={200: {"model": open_inference.InferResponse}, **_errors(400, 404, 408, 413, 503)},
         openapi_extra={"requestBody": TENSOR},
-        **tags,
+        **of_model,
     )
-    @app.post("/v2/models/{name}/versions/{number}/infer", include_in_schema=False)
-    async def infer(request: Request, name: str, number: str = version) -> Response:
-        require(name, number)
+    @app.post("/v2/models/{name}/versions/{number}/infer", **hidden)
+    async def infer(request: Request) -> Response:
         with queue.admit(1):
             content = await request.body()
             id_, images = await asyncio.to_thread(open_inference.parse, content, record.shape, limits.waiting)
