@@ -1,6 +1,7 @@
 """tools/predict: pictures in, the model's probabilities out, whatever else is in the folder."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -184,3 +185,12 @@ def test_globs_and_folders_give_sorted_files_without_hidden_ones(tmp_path: Path)
     assert find([str(tmp_path / "*/*.png")]) == files
     with pytest.raises(StageError, match="no pictures here"):
         find([str(tmp_path / "*.jpg")])
+
+
+def test_onnx_runtime_sends_no_statistics(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    # Where it would send them, it first writes a device's id to the home folder, but not on known CI services.
+    environment = {"PATH": os.environ["PATH"], "TMPDIR": str(tmp_path), "HOME": str(tmp_path)}
+    code = "import tools, onnxruntime"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=True)
+    assert list(tmp_path.iterdir()) == []

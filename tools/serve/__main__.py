@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = options.folder or Path()
     if not options.folder and not options.model and not _model(folder).exists() and _model(Path("demo")).exists():
         folder = Path("demo")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
     with _listen(options.host, options.port) as listener, tempfile.TemporaryDirectory() as private:
         # A private copy: no other process can change it before a worker loads it.
         if options.model is not None:
@@ -54,7 +55,6 @@ def main(arguments: Sequence[str]) -> None:
         limits = Limits(options.max_bytes, options.max_pixels, options.max_files, options.max_waiting)
         address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         ready = f"{address}: model {record.sha256[:12]} of {folder}, {record.dataset.name}; Ctrl-C stops"
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
         gc.freeze()  # what is there now stays, so the collector need not look at it again
 
         async def serve() -> None:
@@ -63,7 +63,12 @@ def main(arguments: Sequence[str]) -> None:
                 print(ready, flush=True)
                 await server(app, limits.seconds).serve(sockets=[listener])
 
-        asyncio.run(serve())
+        try:
+            asyncio.run(serve())
+        except StageError as error:
+            if options.model is not None:
+                raise
+            raise StageError(str(error).replace(str(path), str(_model(folder)))) from None
 
 
 def _model(folder: Path) -> Path:

@@ -38,8 +38,7 @@ async def running(
         await asyncio.gather(*(process.start() for process in processes))
         yield [process.compute for process in processes]
     finally:
-        for process in processes:
-            process.end()
+        await asyncio.gather(*(process.end() for process in processes))
 
 
 class Process:
@@ -61,9 +60,9 @@ class Process:
         try:
             answer = await self._exchange(self._setup)
         except (EOFError, ConnectionError):
-            raise StageError(f"a worker could not start ({self.end()}); its error is above") from None
+            raise StageError(f"a worker could not start ({await self.end()}); its error is above") from None
         if isinstance(answer, Failed):
-            self.end()
+            await self.end()
             raise StageError(answer.reason)
 
     async def compute(self, batch: Sequence[Item]) -> list[Result]:
@@ -76,7 +75,7 @@ class Process:
                 answer = await self._exchange(batch)
                 break
             except (EOFError, ConnectionError):
-                ended = self.end()
+                ended = await self.end()
                 await self.start()
                 print(f"serve: a worker ended ({ended}); another has started", file=sys.stderr, flush=True)
         else:
@@ -92,12 +91,13 @@ class Process:
         size = int.from_bytes(await self._reader.readexactly(8))
         return pickle.loads(await self._reader.readexactly(size))
 
-    def end(self) -> str:
+    async def end(self) -> str:
         """Close the connection, at which the process ends; say how it did."""
-        self._writer.close()
+        self._writer.transport.abort()
         try:
-            status = self._process.wait(END_SECONDS)
+            status = await asyncio.to_thread(self._process.wait, END_SECONDS)
         except subprocess.TimeoutExpired:
+            print(f"serve: a worker did not end within {END_SECONDS} seconds: killed", file=sys.stderr, flush=True)
             self._process.kill()
             status = self._process.wait()
         return f"signal {-status}" if status < 0 else f"exit code {status}"
