@@ -10,7 +10,7 @@ from tools.serve.metrics import Metrics
 from tools.serve.problems import busy
 from tools.serve.worker import Item, Result
 
-IMAGES = 8
+IMAGES = 8  # of a batch: with more, each waits longer for all, and few get faster
 PIXELS = IMAGES * 64 * 64  # of a batch's images
 BYTES = 32_768  # of a batch's files: two photographs
 
