@@ -262,7 +262,9 @@ def load(port: int, bodies: Sequence[bytes], clients: int, seconds: float, rate:
                 due += times.expovariate(rate)
             wait = max(0, due - time.perf_counter()) if sending and free else None
             for key, _ in selector.select(wait):
-                if key.data.receive():
+                if key.data in free:  # at the end, when a server has closed a connection that was silent
+                    selector.unregister(key.fileobj)
+                elif key.data.receive():
                     latencies.append(time.perf_counter() - key.data.began)
                     free.append(key.data)
             now = time.perf_counter()
