@@ -433,6 +433,17 @@ def test_a_signal_lets_a_running_request_end(first_run: Project, to_all: bool) -
     assert errors == ""
 
 
+def test_a_signal_while_workers_start_ends_them(first_run: Project) -> None:
+    command = [sys.executable, "-m", "tools.serve", "--folder", str(first_run.folder), "--port", "0"]
+    server = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (workers := psutil.Process(server.pid).children()):
+        time.sleep(0.01)
+    server.send_signal(signal.SIGTERM)
+    assert server.communicate(timeout=60) == ("", "")
+    assert server.returncode == 0
+    assert psutil.wait_procs(workers, 30)[1] == []
+
+
 def test_a_model_that_is_replaced_or_cut_while_it_serves_changes_no_answer(
     first_run: Project, tmp_path: Path
 ) -> None:

@@ -42,7 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     folder = options.folder or Path()
     if not options.folder and not options.model and not _model(folder).exists() and _model(Path("demo")).exists():
         folder = Path("demo")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # uvicorn raises it again when all is answered
+    signal.signal(signal.SIGTERM, _exit)
     with _listen(options.host, options.port) as listener, tempfile.TemporaryDirectory() as private:
         # A private copy: no other process can change it before a worker loads it.
         if options.model is not None:
@@ -58,17 +58,28 @@ def main(arguments: Sequence[str]) -> None:
         gc.freeze()  # what is there now stays, so the collector need not look at it again
 
         async def serve() -> None:
+            loop, starting = asyncio.get_running_loop(), asyncio.current_task()
+            assert starting
+            loop.add_signal_handler(signal.SIGTERM, starting.cancel)
             async with running(model, record.decoding, limits.pixels) as workers:
+                loop.remove_signal_handler(signal.SIGTERM)
+                signal.signal(signal.SIGTERM, _exit)  # uvicorn raises it again when all is answered
                 app = create_app(workers, record, confidence, limits, hosts, options.cors)
                 print(ready, flush=True)
                 await server(app, limits.seconds).serve(sockets=[listener])
 
         try:
             asyncio.run(serve())
+        except asyncio.CancelledError:  # by a signal, before it was ready
+            sys.exit(0)
         except StageError as error:
             if options.model is not None:
                 raise
             raise StageError(str(error).replace(str(path), str(_model(folder)))) from None
+
+
+def _exit(*_: object) -> None:
+    sys.exit(0)
 
 
 def _model(folder: Path) -> Path:

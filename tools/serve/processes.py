@@ -6,13 +6,14 @@ import pickle
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 from stages.common.failure import StageError
 from stages.common.pictures import Decoding
 from tools.predict.models import Model
+from tools.serve.queue import Worker
 from tools.serve.worker import Failed, Item, Result
 
 TENSORFLOWS = 4  # processes: each takes some hundred megabytes
@@ -20,9 +21,7 @@ END_SECONDS = 10
 
 
 @asynccontextmanager
-async def running(
-    model: Model, decoding: Decoding, most_pixels: int
-) -> AsyncIterator[list[Callable[[Sequence[Item]], Awaitable[list[Result]]]]]:
+async def running(model: Model, decoding: Decoding, most_pixels: int) -> AsyncIterator[list[Worker]]:
     """Run workers; yield their methods `compute`. Raises `StageError` when one cannot open the model.
 
     There is one per core, but only a few when each loads TensorFlow, which keeps `runtime.threads`: another number
@@ -47,6 +46,7 @@ class Process:
     def __init__(self, model: Model, decoding: Decoding, most_pixels: int) -> None:
         """Prepare; `start` starts it."""
         self._setup = (model, decoding, most_pixels)
+        self._process: subprocess.Popen[bytes] | None = None
 
     async def start(self) -> None:
         """Start it and wait until it is ready; raises `StageError` when it cannot open the model."""
@@ -55,8 +55,8 @@ class Process:
             # Not with -m: what it sends has to be of the module tools.serve.worker, not of __main__. In a group of
             # its own, Ctrl-C reaches the server only, which lets running requests end.
             command = [sys.executable, "-c", "from tools.serve.worker import main; main()"]
+            self._reader, self._writer = await asyncio.open_connection(sock=ours)
             self._process = subprocess.Popen(command, stdin=theirs.fileno(), process_group=0)
-        self._reader, self._writer = await asyncio.open_connection(sock=ours)
         try:
             answer = await self._exchange(self._setup)
         except (EOFError, ConnectionError):
@@ -93,6 +93,8 @@ class Process:
 
     async def end(self) -> str:
         """Close the connection, at which the process ends; say how it did."""
+        if self._process is None:
+            return "not started"
         self._writer.transport.abort()
         try:
             status = await asyncio.to_thread(self._process.wait, END_SECONDS)

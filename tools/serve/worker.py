@@ -90,5 +90,5 @@ def main() -> None:
                     send(compute(batch))
                 except Exception:
                     send(Failed(traceback.format_exc()))
-        except (EOFError, ConnectionError):
-            pass
+        except (EOFError, pickle.UnpicklingError, ConnectionError):
+            pass  # the server has ended, perhaps in the middle of a batch
